@@ -1,0 +1,58 @@
+# Two commands do everything from a fresh clone: `make demo` and `make test`.
+# They need Python 3.11 or newer and make; `make PYTHON=/path/to/python3.12 demo` chooses another.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+export RAGTUNED_HOME ?= $(HOME)/.ragtuned
+export RAGTUNED_DAGSTER ?= $(RAGTUNED_HOME)/dagster
+
+NEWS := ragtuned_pipeline/samples/news
+
+.PHONY: demo test lint types ui bench base-model clean
+
+demo: $(VENV)/.installed
+	$(BIN)/ragtuned run $(NEWS)/documents --name news --gold $(NEWS)/gold/questions.jsonl \
+	  --set tuning.time_budget_minutes=1.8
+
+test: $(VENV)/.installed-test
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
+
+types: $(VENV)/.installed-test
+	$(BIN)/mypy
+
+ui: $(VENV)/.installed
+	mkdir -p "$(RAGTUNED_DAGSTER)"
+	DAGSTER_HOME="$(CURDIR)" exec $(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m ragtuned_pipeline_tests.benchmarks.extraction_quality
+
+base-model: $(VENV)/.installed
+	$(BIN)/python -m ragtuned_pipeline.tuning.embedded.build
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "make: $(PYTHON) is older than Python 3.11; try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps make a second call install nothing; a changed pin installs what changed.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing the pinned packages into $(VENV) (once; about two minutes) ..."
+	$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@echo "Installing the test tools ..."
+	$(PIP) install --constraint constraints.txt --editable '.[test]'
+	@touch $@

@@ -1,0 +1,211 @@
+"""One typed settings object. Sources, later ones win: profile, settings.toml in the home,
+environment variables RAGTUNED_<SECTION>__<NAME>, explicit overrides.
+
+Every default below is either GraphRAG's (named where it is) or measured by this project
+(docs/log.md); none is claimed to be the paper's, which published no values.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+CORPUS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+EMBEDDED_MODEL = "embedded"
+
+Profile = Literal["embedded", "gpu"]
+
+
+class SettingsError(ValueError):
+    """A setting is wrong; the message names it and what to change."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CorpusSettings(_Section):
+    chunk_tokens: int = Field(500, ge=50)  # GraphRAG 0.4.1, as the paper's code sets it
+    overlap_tokens: int = Field(100, ge=0)  # likewise
+    max_file_megabytes: float = Field(20, gt=0)
+
+
+class GraphSettings(_Section):
+    max_cluster_size: int = Field(10, ge=2)  # GraphRAG
+    resolution: float = Field(1.0, gt=0)  # GraphRAG
+    randomness: float = Field(0.001, gt=0)  # GraphRAG
+    seed: int = 0xDEADBEEF  # GraphRAG
+    description_sentences: int = Field(12, ge=1)
+    report_findings: int = Field(8, ge=1)
+
+
+class SynthesisSettings(_Section):
+    seed: int = 17
+    train_wordings: int = Field(8, ge=1)
+    held_out_wordings: int = Field(2, ge=0)
+    held_out_fact_share: float = Field(0.08, ge=0, lt=1)
+    unanswerable_share: float = Field(0.08, ge=0, lt=1)  # 5-10 %: 2405.05904, 2502.14502
+    max_answer_characters: int = Field(1200, ge=100)
+    near_duplicate_ratio: float = Field(95.0, ge=50, le=100)
+
+
+class TuningSettings(_Section):
+    base_model: str = EMBEDDED_MODEL  # "embedded", a Hugging Face id, or a local folder
+    rank: int = Field(32, ge=1)
+    alpha: int = Field(64, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    batch_size: int = Field(16, ge=1)
+    epochs: int = Field(4, ge=1)
+    max_tokens: int = Field(512, ge=32)  # of one training row
+    # The rows are chosen to fit this time at the assumed speed, so that the choice is the same
+    # on every machine; the real time is reported beside it.
+    time_budget_minutes: float = Field(15, gt=0)
+    assumed_tokens_per_second: float = Field(6000, gt=0)
+    packing: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    require_cuda: bool = False
+    checkpoint_steps: int = Field(200, ge=1)
+    seed: int = 42
+
+
+class EvaluationSettings(_Section):
+    seed: int = 29
+    systems: tuple[str, ...] = ("tuned", "base", "vanilla_rag", "long_context")
+    questions_per_set: int = Field(200, ge=1)
+    max_answer_tokens: int = Field(160, ge=8)
+    control_share: float = Field(0.25, gt=0, le=1)  # of the trained facts, in the shuffled control
+    batch_size: int = Field(64, ge=1)
+    vanilla_rag_chunk_characters: int = 1000  # the paper's code
+    vanilla_rag_overlap_characters: int = 100  # the paper's code
+    vanilla_rag_top_k: int = 10  # the paper's code
+
+
+class ChecksSettings(_Section):
+    max_failed_share: float = Field(0.2, ge=0, le=1)  # of a stage's items
+    min_gain_over_base: float = Field(0.05, ge=0)  # in contains-gold on held-out wordings
+
+
+class Settings(_Section):
+    profile: Profile = "embedded"
+    corpus: CorpusSettings = CorpusSettings()
+    graph: GraphSettings = GraphSettings()
+    synthesis: SynthesisSettings = SynthesisSettings()
+    tuning: TuningSettings = TuningSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checks: ChecksSettings = ChecksSettings()
+
+
+_PROFILES: dict[str, dict[str, Any]] = {
+    "embedded": {},
+    "gpu": {
+        "tuning": {
+            "base_model": "Qwen/Qwen2.5-7B-Instruct",
+            "alpha": 32,
+            "learning_rate": 2e-4,
+            "batch_size": 16,
+            "epochs": 3,
+            "max_tokens": 2048,
+            "time_budget_minutes": 240,
+            "assumed_tokens_per_second": 4000,
+            "dtype": "bfloat16",
+            "packing": True,
+            "gradient_checkpointing": True,
+            "require_cuda": True,
+        },
+        "evaluation": {"max_answer_tokens": 512, "batch_size": 32},
+    },
+}
+
+
+def home_folder(home: str | Path | None = None) -> Path:
+    """Return the home: `home`, else $RAGTUNED_HOME, else ~/.ragtuned; absolute, not created."""
+    chosen = home or os.environ.get("RAGTUNED_HOME") or "~/.ragtuned"
+    return Path(chosen).expanduser().absolute()
+
+
+def check_corpus_name(name: str) -> str:
+    """Return `name`, or raise SettingsError if it cannot name a corpus (a file, a partition)."""
+    if not CORPUS_NAME.fullmatch(name):
+        raise SettingsError(
+            f"corpus name {name!r}: use 1 to 64 letters, digits, '_', '.' or '-', "
+            "the first a letter or digit (--name)"
+        )
+    return name
+
+
+def load_settings(
+    home: Path,
+    profile: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Return the settings for `home`.
+
+    Args:
+        home: may hold settings.toml, with `profile` and one table a section.
+        profile: wins over the one in settings.toml and $RAGTUNED_PROFILE.
+        overrides: nested as the settings are, e.g. {"tuning": {"epochs": 2}}.
+        environment: os.environ unless given.
+
+    Raises:
+        SettingsError: a source holds an unknown name or a value out of range.
+    """
+    environment = os.environ if environment is None else environment
+    file = home / "settings.toml"
+    written = _read_toml(file)
+    from_environment = _from_environment(environment)
+    name = (
+        profile or from_environment.pop("profile", None) or written.pop("profile", None) or "embedded"
+    )
+    written.pop("profile", None)
+    if name not in _PROFILES:
+        raise SettingsError(f"profile {name!r}: choose one of {', '.join(_PROFILES)}")
+    merged: dict[str, Any] = {"profile": name}
+    for source in (_PROFILES[name], written, from_environment, overrides or {}):
+        _merge(merged, source)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(
+            f"setting {where}: {first['msg']} (got {first.get('input')!r}); "
+            f"see {file}, RAGTUNED_ variables and --set"
+        ) from None
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: not valid TOML: {error}") from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """RAGTUNED_TUNING__EPOCHS=2 -> {"tuning": {"epochs": "2"}}; RAGTUNED_PROFILE -> profile."""
+    found: dict[str, Any] = {}
+    for key, value in sorted(environment.items()):
+        if key == "RAGTUNED_PROFILE":
+            found["profile"] = value
+        elif key.startswith("RAGTUNED_") and "__" in key:
+            section, name = key.removeprefix("RAGTUNED_").lower().split("__", 1)
+            parsed: Any = value.split(",") if (section, name) == ("evaluation", "systems") else value
+            found.setdefault(section, {})[name] = parsed
+    return found
+
+
+def _merge(into: dict[str, Any], source: Mapping[str, Any]) -> None:
+    for key, value in source.items():
+        if isinstance(value, Mapping):
+            _merge(into.setdefault(key, {}), value)
+        else:
+            into[key] = value
