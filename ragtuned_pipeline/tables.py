@@ -8,10 +8,8 @@ index; ours follow them.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -251,27 +249,12 @@ def check_schema(name: str, data: pa.Table) -> None:
             )
 
 
-def write_parquet(data: pa.Table, path: Path) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        pq.write_table(data, temporary, compression="zstd")
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def content_hash(data: pa.Table) -> str:
-    """Return a hash of the table's schema and values: its data version."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(str(data.schema).encode())
+    """Return a hash of the table's schema and values: its data version.
+
+    The hash is of the table as uncompressed Parquet, because Arrow's own buffers may differ for
+    equal values (an all-valid column with and without its validity bitmap).
+    """
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, data.schema) as writer:
-        # One batch: chunk boundaries must not show in the hash.
-        for batch in data.combine_chunks().to_batches():
-            writer.write_batch(batch)
-    digest.update(sink.getvalue())
-    return digest.hexdigest()
+    pq.write_table(data.replace_schema_metadata().combine_chunks(), sink, compression="none")
+    return hashlib.blake2b(sink.getvalue(), digest_size=16).hexdigest()

@@ -1,0 +1,1 @@
+"""The only room that imports dagster: assets, checks, automation, storage of tables."""

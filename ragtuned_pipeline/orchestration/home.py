@@ -1,0 +1,143 @@
+"""Where everything of a home lies: corpora, tables, adapters, reports."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ragtuned_pipeline.settings import (
+    Settings,
+    SettingsError,
+    check_corpus_name,
+    home_folder,
+    load_settings,
+)
+
+
+class CorpusMissing(ValueError):
+    """No corpus of that name is known in this home."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder $RAGTUNED_HOME.
+
+    ``corpora/<name>`` is a folder of documents or a link to one; ``corpora/<name>.json`` holds what
+    belongs to that corpus alone: its settings, and the file of gold questions.
+    """
+
+    folder: Path
+
+    @classmethod
+    def find(cls, folder: str | Path | None = None) -> Home:
+        return cls(home_folder(folder))
+
+    @property
+    def corpora(self) -> Path:
+        return self.folder / "corpora"
+
+    @property
+    def adapters(self) -> Path:
+        return self.folder / "adapters"
+
+    @property
+    def tables(self) -> str:
+        """A folder or any fsspec address."""
+        return os.environ.get("RAGTUNED_TABLES") or str(self.folder / "tables")
+
+    def report(self, corpus: str) -> Path:
+        return self.folder / "reports" / corpus
+
+    def training(self, corpus: str, fingerprint: str) -> Path:
+        """The folder of one training: its rows, its checkpoints, its lock."""
+        return self.folder / "training" / corpus / fingerprint
+
+    def documents(self, corpus: str) -> Path:
+        """The corpus's folder of documents.
+
+        Raises:
+            CorpusMissing: there is none, or its link leads nowhere.
+        """
+        folder = self.corpora / check_corpus_name(corpus)
+        if folder.is_dir():
+            return folder.resolve()
+        if folder.is_symlink():
+            raise CorpusMissing(
+                f"corpus {corpus!r}: its folder {folder.readlink()} is gone; "
+                f"put it back or run `ragtuned run DIR --name {corpus}` with the new place"
+            )
+        known = ", ".join(self.names()) or "none yet"
+        raise CorpusMissing(
+            f"no corpus {corpus!r} in {self.folder} (known: {known}); "
+            f"run `ragtuned run DIR --name {corpus}` first"
+        )
+
+    def names(self) -> list[str]:
+        """Names of all corpora, sorted."""
+        if not self.corpora.is_dir():
+            return []
+        return sorted(p.name for p in self.corpora.iterdir() if p.is_dir() and p.name[0] != ".")
+
+    def register(
+        self, name: str, documents: Path, gold: Path | None, settings: Mapping[str, Any]
+    ) -> None:
+        """Make `documents` known as the corpus `name`, with what belongs to it alone.
+
+        Raises:
+            SettingsError: another folder has the name already, or a path does not exist.
+        """
+        check_corpus_name(name)
+        if not documents.is_dir():
+            raise SettingsError(f"{documents}: no such folder")
+        if gold is not None and not gold.is_file():
+            raise SettingsError(f"{gold}: no such file of gold questions (--gold)")
+        self.corpora.mkdir(parents=True, exist_ok=True)
+        link = self.corpora / name
+        if link.is_symlink() and not link.exists():
+            link.unlink()
+        if not link.exists():
+            link.symlink_to(documents.resolve(), target_is_directory=True)
+        elif link.resolve() != documents.resolve():
+            raise SettingsError(
+                f"corpus {name!r} is the folder {link.resolve()}; "
+                f"choose another --name for {documents}"
+            )
+        record = {
+            "gold": str(gold.resolve()) if gold else self._record(name).get("gold"),
+            "settings": settings or self._record(name).get("settings", {}),
+        }
+        write_text(self.corpora / f"{name}.json", json.dumps(record, indent=2, sort_keys=True))
+
+    def settings(self, corpus: str) -> Settings:
+        """The settings that hold for one corpus: the home's, then the corpus's own."""
+        own = dict(self._record(corpus).get("settings", {}))
+        return load_settings(self.folder, profile=own.pop("profile", None), overrides=own)
+
+    def gold(self, corpus: str) -> Path | None:
+        """The corpus's file of gold questions, if it has one."""
+        path = self._record(corpus).get("gold")
+        return Path(path) if path else None
+
+    def _record(self, corpus: str) -> dict[str, Any]:
+        file = self.corpora / f"{corpus}.json"
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except json.JSONDecodeError as error:
+            raise SettingsError(f"{file}: not valid JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise SettingsError(f"{file}: expected an object with 'gold' and 'settings'")
+        return record
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,5 @@
+"""One partition per memory corpus."""
+
+import dagster as dg
+
+corpora = dg.DynamicPartitionsDefinition(name="corpora")

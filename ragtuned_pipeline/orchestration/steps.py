@@ -1,0 +1,171 @@
+"""What every table asset does: look whether its result is already there, else compute it, then
+return it with its data version, its metadata and the results of its checks."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+import ragtuned_pipeline
+from ragtuned_pipeline.orchestration.io import (
+    TableStore,
+    fingerprint,
+    table_metadata,
+    with_fingerprint,
+)
+from ragtuned_pipeline.tables import SCHEMAS, check_schema, content_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from pydantic import BaseModel
+
+ROOT = ragtuned_pipeline.__path__[0]
+
+
+class UserError(dg.Failure):
+    """A step stopped for a reason that the user can act on; its description is the whole message."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(description=message, allow_retries=False)
+
+
+@functools.cache
+def code_version(*rooms: str) -> str:
+    """Return a hash of the source and data files of `rooms` (folders or modules of the package).
+
+    A step runs again when the code it is made of has changed, without anyone having to remember
+    to raise a number; equal results then stop the wave, because data versions are content hashes.
+    """
+    from hashlib import blake2b
+    from pathlib import Path
+
+    digest = blake2b(digest_size=8)
+    for room in ("tables.py", "ids.py", *rooms):
+        place = Path(ROOT) / room
+        for file in [place] if place.is_file() else sorted(place.rglob("*")):
+            if file.suffix in {".py", ".j2", ".json", ".toml", ".safetensors"}:
+                digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def settings_key(*sections: BaseModel | Mapping[str, Any]) -> str:
+    """Return the settings a step reads as canonical JSON, for its fingerprint."""
+    plain = [s if isinstance(s, dict) else s.model_dump(mode="json") for s in sections]  # type: ignore[union-attr]
+    return json.dumps(plain, sort_keys=True)
+
+
+def run_step(
+    context: dg.AssetExecutionContext,
+    store: TableStore,
+    outputs: Sequence[str],
+    settings: str,
+    inputs: Mapping[str, pa.Table | str],
+    compute: Callable[[], tuple[Mapping[str, pa.Table], Mapping[str, Any]]],
+    checks: Callable[[Mapping[str, pa.Table]], Sequence[dg.AssetCheckResult]] | None = None,
+) -> Iterator[dg.MaterializeResult[pa.Table]]:
+    """Yield one result for each output table, computed only where something it depends on changed.
+
+    Args:
+        outputs: asset names; each is the name of a table schema or ends in "_failures".
+        settings: see `settings_key`.
+        inputs: tables, or content hashes of other things.
+        compute: returns the outputs by name, and metadata for the first of them.
+        checks: further check results, from the numbers at hand.
+    """
+    corpus = context.partition_key
+    version = context.assets_def.code_versions_by_key[dg.AssetKey(outputs[0])] or ""
+    hashes = {k: v if isinstance(v, str) else content_hash(v) for k, v in inputs.items()}
+    key = fingerprint(version, settings, hashes)
+    tables = store.cached(outputs, corpus, key)
+    extra: Mapping[str, Any] = {"unchanged": True}
+    if tables is None:
+        tables, extra = compute()
+    else:
+        context.log.info("nothing that this step depends on has changed: its result is kept")
+    results = [schema_check(name, tables[name]) for name in outputs]
+    results += checks(tables) if checks else []
+    for name in outputs:
+        data = tables[name]
+        yield dg.MaterializeResult(
+            asset_key=name,
+            value=with_fingerprint(data, key),
+            data_version=dg.DataVersion(content_hash(data)),
+            metadata={
+                **table_metadata(data),
+                "fingerprint": key,
+                **(extra if name == outputs[0] else {}),
+            },
+            check_results=[r for r in results if r.asset_key == dg.AssetKey(name)],
+        )
+
+
+def schema_name(asset: str) -> str:
+    """The table schema of an asset: `documents_failures` is a failures table, and so on."""
+    for ending, schema in (("_failures", "failures"), ("new_wording_queries", "queries")):
+        if asset.endswith(ending):
+            return schema
+    return "answers" if asset.startswith("answers_") else asset
+
+
+def schema_check(asset: str, data: pa.Table) -> dg.AssetCheckResult:
+    """Every column is there with its type, and the ids are unique and not null."""
+    name = schema_name(asset)
+    problem = ""
+    try:
+        check_schema(name, data)
+    except ValueError as error:
+        problem = str(error)
+    if not problem and "id" in SCHEMAS[name].names and data.num_rows:
+        ids = data.column("id")
+        if ids.null_count:
+            problem = f"{ids.null_count} rows without an id"
+        elif pc.count_distinct(ids).as_py() != data.num_rows:
+            problem = "two rows with one id"
+    return dg.AssetCheckResult(
+        passed=not problem,
+        asset_key=asset,
+        check_name="schema",
+        metadata={"problem": problem or "none", "rows": data.num_rows},
+    )
+
+
+def reference_check(
+    asset: str, references: Sequence[tuple[str, pa.ChunkedArray, pa.ChunkedArray]]
+) -> dg.AssetCheckResult:
+    """No id in a list column leads nowhere.
+
+    Args:
+        references: (column name, its lists or values, the ids that exist).
+    """
+    dangling = {}
+    for column, values, existing in references:
+        if pa.types.is_list(values.type):
+            values = pc.list_flatten(values)
+        values = values.combine_chunks().drop_null()
+        found = pc.is_in(values, value_set=existing.combine_chunks())
+        missing = pc.filter(values, pc.invert(found))
+        if len(missing):
+            dangling[column] = f"{len(missing)}, the first {missing[0].as_py()}"
+    return dg.AssetCheckResult(
+        passed=not dangling,
+        asset_key=asset,
+        check_name="no_dangling_ids",
+        metadata={"dangling": dangling or "none"},
+    )
+
+
+def failures_check(asset: str, failed: int, items: int, limit: float) -> dg.AssetCheckResult:
+    """The share of a stage's items that failed is within the setting checks.max_failed_share."""
+    share = failed / items if items else 0.0
+    return dg.AssetCheckResult(
+        passed=share <= limit,
+        asset_key=asset,
+        check_name="failures_share",
+        metadata={"failed": failed, "items": items, "share": share, "limit": limit},
+    )
