@@ -1,0 +1,1 @@
+"""Chat engines: what turns a list of messages into a reply."""

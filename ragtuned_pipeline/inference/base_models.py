@@ -1,0 +1,121 @@
+"""Where a base model comes from, and how its tokenizer and weights are loaded.
+
+A base model is named by the setting tuning.base_model: "embedded" (the model shipped with this
+package), a Hugging Face id, or a local folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragtuned_pipeline.settings import EMBEDDED_MODEL, SettingsError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED_FOLDER = Path(__file__).parents[1] / "tuning" / "embedded" / "model"
+
+
+def resolve(base_model: str) -> str:
+    """Return what transformers can load: an absolute local folder, or a Hugging Face id.
+
+    Raises:
+        SettingsError: `base_model` looks like a folder, and there is no model in it.
+    """
+    if base_model == EMBEDDED_MODEL:
+        return str(EMBEDDED_FOLDER)
+    folder = Path(base_model).expanduser()
+    if (folder / "config.json").is_file():
+        return str(folder.absolute())
+    if folder.is_dir() or base_model[:1] in "/.~" or base_model.count("/") > 1:
+        raise SettingsError(
+            f"setting tuning.base_model: {base_model} is no folder with a model (no config.json); "
+            "give a folder saved by save_pretrained, a Hugging Face id, or 'embedded'"
+        )
+    return base_model
+
+
+def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
+    """Return the base model's tokenizer, with a chat template and a padding token.
+
+    Raises:
+        SettingsError: it cannot be loaded, or it has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = _load(base_model, AutoTokenizer.from_pretrained)
+    if tokenizer.chat_template is None:
+        raise SettingsError(
+            f"setting tuning.base_model: {base_model} has no chat template; "
+            "choose an instruction-tuned model, or 'embedded'"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_fast_tokenizer(base_model: str) -> Tokenizer:
+    """Return the tokenizer alone, for counting and cutting; loads no transformers for a folder.
+
+    Raises:
+        SettingsError: it cannot be loaded.
+    """
+    file = Path(resolve(base_model)) / "tokenizer.json"
+    if file.is_file():
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(file))
+    tokenizer: Tokenizer = load_tokenizer(base_model).backend_tokenizer  # type: ignore[attr-defined]
+    return tokenizer
+
+
+def load_model(base_model: str, dtype: str) -> PreTrainedModel:
+    """Return the base model with weights of `dtype` ("float32" or "bfloat16"), on the CPU.
+
+    Raises:
+        SettingsError: it cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: PreTrainedModel = _load(
+        base_model, AutoModelForCausalLM.from_pretrained, dtype=getattr(torch, dtype)
+    )
+    return model
+
+
+def identity(base_model: str) -> str:
+    """Return a name for the weights themselves, the same on every machine.
+
+    A hub id stands for itself; a folder ("embedded" too) is ``base-<20 hex digits>``, a hash of its
+    config, tokenizer and weights, wherever it lies.
+    """
+    place = resolve(base_model)
+    if not Path(place).is_absolute():
+        return place
+    digest = hashlib.blake2b(digest_size=10)
+    config = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    for file in [*sorted(Path(place).glob("*.safetensors")), Path(place) / "tokenizer.json"]:
+        digest.update(file.name.encode())
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "blake2b").digest())
+    return f"base-{digest.hexdigest()}"
+
+
+def _load(base_model: str, load: Callable[..., Any], **how: Any) -> Any:
+    place = resolve(base_model)
+    try:
+        return load(place, **how)
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"setting tuning.base_model: {base_model} cannot be loaded "
+            f"({str(error).strip().splitlines()[0]}); where no hub can be reached, "
+            "a local folder with the model works too, and so does 'embedded'"
+        ) from error

@@ -1,0 +1,1 @@
+"""Base models, LoRA tuning in a process of its own, and the adapter store."""

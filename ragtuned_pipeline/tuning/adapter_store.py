@@ -1,0 +1,135 @@
+"""Adapters by content: <home>/adapters/<corpus>/<content hash>/, and a `current` link beside them.
+
+Each folder is a standard PEFT adapter (adapter_config.json, adapter_model.safetensors) and
+base_model.json, which names the base model's weights by `identity`. Nothing in it tells where it
+was made, so equal weights have equal names on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from ragtuned_pipeline.inference.base_models import identity
+from ragtuned_pipeline.settings import EMBEDDED_MODEL
+
+_WEIGHTS = "adapter_model.safetensors"
+_CONFIG = "adapter_config.json"
+_BASE = "base_model.json"
+_CURRENT = "current"
+
+
+class AdapterError(RuntimeError):
+    """An adapter is missing or does not fit; the message says what to do."""
+
+
+def store(adapter: Path, adapters: Path, corpus: str, base_model: str) -> str:
+    """Copy a trained adapter into the store; return its content hash (20 hex digits).
+
+    Args:
+        adapter: the folder that save_pretrained wrote.
+        adapters: <home>/adapters.
+        corpus: the corpus it learned.
+        base_model: the setting it was trained with.
+
+    Raises:
+        AdapterError: `adapter` holds no PEFT adapter.
+    """
+    for name in (_WEIGHTS, _CONFIG):
+        if not (adapter / name).is_file():
+            raise AdapterError(f"{adapter} holds no adapter: {name} is missing; train it again")
+    config = json.loads((adapter / _CONFIG).read_text(encoding="utf-8"))
+    # A local path would tie the adapter to this machine.
+    config["base_model_name_or_path"] = _public_name(base_model)
+    config_text = json.dumps(config, indent=2, sort_keys=True)
+    base_text = json.dumps(
+        {"base_model": _public_name(base_model), "identity": identity(base_model)}
+    )
+    content = _content_hash(adapter / _WEIGHTS, config_text, base_text)
+    target = adapters / corpus / content
+    if target.is_dir():
+        return content
+    building = target.with_name(f".{content}.{os.getpid()}.tmp")
+    building.mkdir(parents=True)
+    try:
+        shutil.copyfile(adapter / _WEIGHTS, building / _WEIGHTS)
+        (building / _CONFIG).write_text(config_text, encoding="utf-8")
+        (building / _BASE).write_text(base_text, encoding="utf-8")
+        building.rename(target)
+    except OSError:
+        if not target.is_dir():  # else another process stored the same content first
+            raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return content
+
+
+def find(adapters: Path, corpus: str, content: str, base_model: str) -> Path:
+    """Return the folder of a stored adapter.
+
+    Raises:
+        AdapterError: it is not there, or it belongs to another base model.
+    """
+    folder = adapters / corpus / content
+    if not (folder / _BASE).is_file():
+        raise AdapterError(f"corpus {corpus} has no adapter {content} in {adapters}")
+    _check_base(folder, base_model)
+    return folder
+
+
+def current(adapters: Path, corpus: str, base_model: str) -> Path:
+    """Return the folder of the promoted adapter, its link resolved.
+
+    Raises:
+        AdapterError: none is promoted, or it belongs to another base model.
+    """
+    link = adapters / corpus / _CURRENT
+    if not link.is_dir():
+        raise AdapterError(f"corpus {corpus} has no promoted adapter; run `ragtuned run` first")
+    folder = link.resolve()
+    _check_base(folder, base_model)
+    return folder
+
+
+def promote(adapters: Path, corpus: str, content: str) -> None:
+    """Point `current` at a stored adapter, in one step: a reader sees the old one or the new one.
+
+    Raises:
+        AdapterError: there is no such adapter.
+    """
+    folder = adapters / corpus
+    if not (folder / content / _BASE).is_file():
+        raise AdapterError(f"corpus {corpus} has no adapter {content} in {adapters}")
+    link = folder / f".{_CURRENT}.{os.getpid()}.tmp"
+    link.unlink(missing_ok=True)
+    link.symlink_to(content)  # relative: the home may move
+    link.replace(folder / _CURRENT)
+
+
+def _check_base(folder: Path, base_model: str) -> None:
+    made_with = json.loads((folder / _BASE).read_text(encoding="utf-8"))
+    if made_with["identity"] != identity(base_model):
+        raise AdapterError(
+            f"adapter {folder.name} was trained on {made_with['base_model']} "
+            f"({made_with['identity']}), and the setting tuning.base_model is {base_model} "
+            f"({identity(base_model)}); set it back, or run again to train a new adapter"
+        )
+
+
+def _public_name(base_model: str) -> str:
+    """The name without the place: a folder's own name, a hub id, or "embedded"."""
+    if base_model == EMBEDDED_MODEL or not Path(base_model).expanduser().is_dir():
+        return base_model
+    return Path(base_model).expanduser().absolute().name
+
+
+def _content_hash(weights: Path, *texts: str) -> str:
+    digest = hashlib.blake2b(digest_size=10)
+    with weights.open("rb") as handle:
+        digest.update(hashlib.file_digest(handle, "blake2b").digest())
+    for text in texts:
+        digest.update(hashlib.blake2b(text.encode()).digest())
+    return digest.hexdigest()

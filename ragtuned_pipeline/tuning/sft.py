@@ -1,0 +1,367 @@
+"""LoRA by TRL's SFTTrainer, and nothing about processes: see trainer.py for those.
+
+LoRA (Hu et al. 2021, arXiv 2106.09685) on every linear layer but the head, as "LoRA Without Regret"
+(Thinking Machines 2025) advises; rank, rate and epochs are settings.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ragtuned_pipeline.settings import SettingsError, TuningSettings
+from ragtuned_pipeline.tuning.base_models import (
+    ChatRow,
+    TokenRow,
+    encode_rows,
+    identity,
+    load_model,
+    load_tokenizer,
+    refuse_missing_gpu,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import SFTConfig
+
+Progress = Callable[[dict[str, Any]], None]
+
+_LOG_LINES = 50  # progress lines in one training
+_EVALUATIONS = 5  # held-out losses in one training
+_HELD_OUT_ROWS = 256  # at most, so that they take seconds
+_LENGTH_GROUP_BATCHES = 32  # batches whose rows are sorted by length together
+
+
+class TrainingInterrupted(RuntimeError):
+    """Training was asked to stop (SIGTERM); a checkpoint was saved and it can be resumed."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What one training did.
+
+    `tokens` counts every token of every row seen in all epochs, prompts included and padding not;
+    `seconds` is the time of the training loop in this process, `tokens_per_second` their quotient
+    for the part of the loop that this process ran (a resumed one ran less).
+    """
+
+    adapter: str  # folder with adapter_model.safetensors and adapter_config.json
+    rows: int
+    overlong: int  # rows longer than max_tokens, left out
+    held_out_rows: int
+    steps: int
+    resumed_from_step: int
+    trainable_parameters: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    losses: list[tuple[int, float]]  # (step, mean loss since the line before)
+    held_out_losses: list[tuple[int, float]]
+
+
+def train(
+    training_rows: Path,
+    held_out: Path | None,
+    settings: TuningSettings,
+    output: Path,
+    progress: Progress,
+) -> TrainResult:
+    """Train an adapter in `output`/adapter, resuming the run that was interrupted there, if any.
+
+    Args:
+        training_rows: Parquet with the columns system, prompt and completion.
+        held_out: the same columns, other wordings of trained facts; their loss is reported.
+        settings: base model, LoRA and optimizer settings.
+        output: the run's own folder: checkpoints, the adapter and result.json.
+        progress: called with {"event": "start" | "step" | "held_out", ...}.
+
+    Raises:
+        SettingsError: no usable GPU or base model, or no row fits.
+        RuntimeError: another trainer works in `output`, or no weight moved.
+        TrainingInterrupted: SIGTERM came; call again to go on.
+    """
+    refuse_missing_gpu(settings)
+    with _alone_in(output):
+        return _train(training_rows, held_out, settings, output, progress)
+
+
+def _train(
+    training_rows: Path,
+    held_out: Path | None,
+    settings: TuningSettings,
+    output: Path,
+    progress: Progress,
+) -> TrainResult:
+    from peft import LoraConfig
+    from transformers import set_seed
+    from transformers.trainer_utils import get_last_checkpoint
+    from trl import SFTTrainer
+
+    tokenizer = load_tokenizer(settings.base_model)
+    given = encode_rows(tokenizer, _read(training_rows))
+    rows = [row for row in given if len(row.input_ids) <= settings.max_tokens]
+    overlong = len(given) - len(rows)
+    if not rows:
+        raise SettingsError(
+            f"no training row to learn from: {training_rows} holds {len(given)} rows, {overlong} of "
+            f"them longer than the setting tuning.max_tokens ({settings.max_tokens})"
+        )
+    watched = _sample(encode_rows(tokenizer, _read(held_out)) if held_out else [], settings)
+    plan = _Plan.of(rows, settings)
+    _forget_other_runs(output, given, settings)
+    checkpoint = get_last_checkpoint(str(output))
+    progress({"event": "rows", "rows": len(rows), "overlong": overlong, "tokens": plan.tokens})
+    set_seed(settings.seed)  # before the adapter is made: its first weights are drawn
+    watcher = _watcher(plan.tokens, progress)
+    trainer = SFTTrainer(
+        model=load_model(settings.base_model, settings.dtype),
+        args=_arguments(settings, output, evaluate=bool(watched)),
+        train_dataset=_dataset(rows) if settings.packing else _dataset(rows).select(plan.order),
+        eval_dataset={"held_out": _dataset(watched)} if watched else None,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        ),
+        callbacks=[watcher],
+    )
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    if trainable == 0:
+        raise RuntimeError("the adapter has no trainable parameter: the model has no linear layer")
+    with _sigterm_calls(watcher.interrupt):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    state = trainer.state
+    if state.global_step < state.max_steps:
+        raise TrainingInterrupted(f"stopped at step {state.global_step} of {state.max_steps}")
+    # PEFT starts every B at zero, so that a zero B is one that nothing was learned in.
+    if not any(p.any() for name, p in trainer.model.named_parameters() if ".lora_B." in name):
+        raise RuntimeError("training moved no weight of the adapter")
+    adapter = output / "adapter"
+    trainer.model.save_pretrained(str(adapter))
+    result = TrainResult(
+        adapter=str(adapter),
+        rows=len(rows),
+        overlong=overlong,
+        held_out_rows=len(watched),
+        steps=state.max_steps,
+        resumed_from_step=watcher.first_step,
+        trainable_parameters=trainable,
+        tokens=plan.tokens,
+        seconds=round(watcher.seconds, 2),
+        tokens_per_second=round(watcher.tokens_per_second(state), 1),
+        losses=_curve(state.log_history, "loss"),
+        held_out_losses=_curve(state.log_history, "eval_held_out_loss"),
+    )
+    (output / "result.json").write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
+    for used in output.glob("checkpoint-*"):
+        shutil.rmtree(used)
+    return result
+
+
+def _read(file: Path) -> list[ChatRow]:
+    columns = pq.read_table(file, columns=["system", "prompt", "completion"]).to_pydict()
+    return list(zip(columns["system"], columns["prompt"], columns["completion"], strict=True))
+
+
+def _sample(rows: Sequence[TokenRow], settings: TuningSettings) -> list[TokenRow]:
+    """At most _HELD_OUT_ROWS of the rows that fit, evenly spread."""
+    fitting = [row for row in rows if len(row.input_ids) <= settings.max_tokens]
+    step = max(1, -(-len(fitting) // _HELD_OUT_ROWS))
+    return fitting[::step]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The order in which rows are seen, and how many tokens that is.
+
+    Without packing the order of all epochs is fixed beforehand and read front to back: a resumed
+    run goes on at exactly the next row, and rows of like length share a batch, so that little of
+    it is padding.
+    """
+
+    order: list[int]  # row numbers, all epochs one after the other
+    tokens: int
+
+    @classmethod
+    def of(cls, rows: Sequence[TokenRow], settings: TuningSettings) -> _Plan:
+        lengths = np.array([len(row.input_ids) for row in rows])
+        draw = np.random.default_rng(settings.seed)
+        order: list[int] = []
+        for _ in range(settings.epochs):
+            shuffled = draw.permutation(len(rows))
+            batches: list[np.ndarray] = []
+            group = settings.batch_size * _LENGTH_GROUP_BATCHES
+            for start in range(0, len(rows), group):
+                part = shuffled[start : start + group]
+                part = part[np.argsort(-lengths[part], kind="stable")]
+                batches += np.split(
+                    part, range(settings.batch_size, len(part), settings.batch_size)
+                )
+            # A short batch stays last, or every later batch of the epoch would straddle two.
+            full = [b for b in batches if len(b) == settings.batch_size]
+            short = [b for b in batches if len(b) < settings.batch_size]
+            mixed = [full[i] for i in draw.permutation(len(full))] + short
+            order += np.concatenate(mixed).tolist()
+        return cls(order, int(lengths.sum()) * settings.epochs)
+
+
+def _dataset(rows: Sequence[TokenRow]) -> Dataset:
+    """The tokens with labels: -100 (no loss) on the prompt, the answer and its stop token after."""
+    from datasets import Dataset
+
+    return Dataset.from_dict(
+        {
+            "input_ids": [row.input_ids for row in rows],
+            "labels": [
+                [-100] * row.prompt_tokens + row.input_ids[row.prompt_tokens :] for row in rows
+            ],
+        }
+    )
+
+
+def _arguments(settings: TuningSettings, output: Path, evaluate: bool) -> SFTConfig:
+    import torch
+    from trl import SFTConfig
+
+    cuda = torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(output),
+        seed=settings.seed,
+        per_device_train_batch_size=1 if settings.packing else settings.batch_size,
+        gradient_accumulation_steps=settings.batch_size if settings.packing else 1,
+        per_device_eval_batch_size=settings.batch_size,
+        num_train_epochs=settings.epochs if settings.packing else 1,  # see _Plan
+        train_sampling_strategy="random" if settings.packing else "sequential",
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        weight_decay=0.0,
+        max_length=settings.max_tokens,
+        packing=settings.packing,
+        eval_packing=False,
+        bf16=settings.dtype == "bfloat16",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        logging_strategy="steps",
+        logging_steps=1 / _LOG_LINES,
+        eval_strategy="steps" if evaluate else "no",
+        eval_steps=1 / _EVALUATIONS,
+        save_strategy="steps",
+        save_steps=settings.checkpoint_steps,
+        save_total_limit=2,  # the last may be torn by a kill in the middle of a save
+        dataloader_pin_memory=cuda,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _watcher(tokens: int, progress: Progress) -> Any:
+    """Return a TrainerCallback that reports, keeps time and stops on request.
+
+    A factory, because its base class may only be imported once training starts.
+    """
+    from transformers import TrainerCallback
+
+    class Watcher(TrainerCallback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.first_step = 0
+            self.seconds = 0.0
+            self._started = 0.0
+            self._interrupted = False
+
+        def interrupt(self) -> None:
+            self._interrupted = True
+
+        def tokens_per_second(self, state: Any) -> float:
+            seen = tokens * (state.global_step - self.first_step) / state.max_steps
+            return float(seen / max(self.seconds, 1e-9))
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.first_step = state.global_step
+            self._started = time.perf_counter()
+            progress({"event": "start", "step": state.global_step, "steps": state.max_steps})
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.seconds = time.perf_counter() - self._started
+            if self._interrupted:
+                control.should_save = True
+                control.should_training_stop = True
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+            if "loss" not in logs and "eval_held_out_loss" not in logs:
+                return
+            done = state.global_step - self.first_step
+            line = {"step": state.global_step, "steps": state.max_steps}
+            if "loss" in logs:
+                left = state.max_steps - state.global_step
+                progress(
+                    {"event": "step", **line}
+                    | {"loss": logs["loss"], "learning_rate": logs["learning_rate"]}
+                    | {"tokens_per_second": round(self.tokens_per_second(state), 1)}
+                    | {"seconds_left": round(self.seconds / max(done, 1) * left, 1)}
+                )
+            else:
+                progress({"event": "held_out", **line, "loss": logs["eval_held_out_loss"]})
+
+    return Watcher()
+
+
+def _curve(history: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+    return [(int(line["step"]), round(float(line[key]), 5)) for line in history if key in line]
+
+
+def _forget_other_runs(output: Path, rows: Sequence[TokenRow], settings: TuningSettings) -> None:
+    """Remove what a run with other rows or settings left here, and checkpoints a kill has torn."""
+    digest = hashlib.blake2b(settings.model_dump_json().encode(), digest_size=16)
+    digest.update(identity(settings.base_model).encode())
+    for row in rows:
+        digest.update(np.array([row.prompt_tokens, *row.input_ids], dtype=np.int32).tobytes())
+    note = output / "run"
+    same = note.is_file() and note.read_text() == digest.hexdigest()
+    for checkpoint in sorted(output.glob("checkpoint-*")):
+        if not same or not _is_whole(checkpoint):
+            shutil.rmtree(checkpoint)
+    note.write_text(digest.hexdigest())
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:  # the trainer writes its state last
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return True
+
+
+@contextmanager
+def _alone_in(output: Path) -> Iterator[None]:
+    """Hold the folder's lock; the kernel lets it go with the process, however that ends."""
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"another trainer works in {output}; wait for it, or stop it first"
+            ) from None
+        yield
+
+
+@contextmanager
+def _sigterm_calls(stop: Callable[[], None]) -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, lambda *_: stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
