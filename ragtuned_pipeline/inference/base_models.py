@@ -70,7 +70,7 @@ def load_fast_tokenizer(base_model: str) -> Tokenizer:
         from tokenizers import Tokenizer
 
         return Tokenizer.from_file(str(file))
-    tokenizer: Tokenizer = load_tokenizer(base_model).backend_tokenizer  # type: ignore[attr-defined]
+    tokenizer: Tokenizer = load_tokenizer(base_model).backend_tokenizer
     return tokenizer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,7 +56,7 @@ def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow]) -> 
     """
     prompts, whole = [], []
     for system, prompt, completion in rows:
-        messages = [dict(message) for message in chat(prompt, system)]
+        messages: list[Any] = [*chat(prompt, system)]
         answered = [*messages, {"role": "assistant", "content": completion}]
         prompts.append(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

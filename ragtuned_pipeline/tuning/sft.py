@@ -34,7 +34,7 @@ from ragtuned_pipeline.tuning.base_models import (
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from trl import SFTConfig
+    from trl.trainer.sft_config import SFTConfig
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -107,7 +107,7 @@ def _train(
     from peft import LoraConfig
     from transformers import set_seed
     from transformers.trainer_utils import get_last_checkpoint
-    from trl import SFTTrainer
+    from trl.trainer.sft_trainer import SFTTrainer
 
     tokenizer = load_tokenizer(settings.base_model)
     given = encode_rows(tokenizer, _read(training_rows))
@@ -115,13 +115,13 @@ def _train(
     overlong = len(given) - len(rows)
     if not rows:
         raise SettingsError(
-            f"no training row to learn from: {training_rows} holds {len(given)} rows, {overlong} of "
-            f"them longer than the setting tuning.max_tokens ({settings.max_tokens})"
+            f"no training row to learn from: {training_rows} holds {len(given)} rows, "
+            f"{overlong} of them longer than the setting tuning.max_tokens ({settings.max_tokens})"
         )
     watched = _sample(encode_rows(tokenizer, _read(held_out)) if held_out else [], settings)
     plan = _Plan.of(rows, settings)
     _forget_other_runs(output, given, settings)
-    checkpoint = get_last_checkpoint(str(output))
+    checkpoint: str | None = get_last_checkpoint(str(output))  # type: ignore[no-untyped-call]
     progress({"event": "rows", "rows": len(rows), "overlong": overlong, "tokens": plan.tokens})
     set_seed(settings.seed)  # before the adapter is made: its first weights are drawn
     watcher = _watcher(plan.tokens, progress)
@@ -139,7 +139,8 @@ def _train(
         ),
         callbacks=[watcher],
     )
-    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    model: Any = trainer.model
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if trainable == 0:
         raise RuntimeError("the adapter has no trainable parameter: the model has no linear layer")
     with _sigterm_calls(watcher.interrupt):
@@ -148,10 +149,10 @@ def _train(
     if state.global_step < state.max_steps:
         raise TrainingInterrupted(f"stopped at step {state.global_step} of {state.max_steps}")
     # PEFT starts every B at zero, so that a zero B is one that nothing was learned in.
-    if not any(p.any() for name, p in trainer.model.named_parameters() if ".lora_B." in name):
+    if not any(bool(p.any()) for name, p in model.named_parameters() if ".lora_B." in name):
         raise RuntimeError("training moved no weight of the adapter")
     adapter = output / "adapter"
-    trainer.model.save_pretrained(str(adapter))
+    model.save_pretrained(str(adapter))
     result = TrainResult(
         adapter=str(adapter),
         rows=len(rows),
@@ -235,7 +236,7 @@ def _dataset(rows: Sequence[TokenRow]) -> Dataset:
 
 def _arguments(settings: TuningSettings, output: Path, evaluate: bool) -> SFTConfig:
     import torch
-    from trl import SFTConfig
+    from trl.trainer.sft_config import SFTConfig
 
     cuda = torch.cuda.is_available()
     return SFTConfig(
@@ -274,7 +275,7 @@ def _watcher(tokens: int, progress: Progress) -> Any:
     """
     from transformers import TrainerCallback
 
-    class Watcher(TrainerCallback):  # type: ignore[misc]
+    class Watcher(TrainerCallback):
         def __init__(self) -> None:
             self.first_step = 0
             self.seconds = 0.0
@@ -299,7 +300,8 @@ def _watcher(tokens: int, progress: Progress) -> Any:
                 control.should_save = True
                 control.should_training_stop = True
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+        def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            logs = more["logs"]
             if "loss" not in logs and "eval_held_out_loss" not in logs:
                 return
             done = state.global_step - self.first_step
