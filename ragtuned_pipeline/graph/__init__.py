@@ -1,0 +1,1 @@
+"""From text units to entities, relationships, communities and their reports."""

@@ -1,0 +1,290 @@
+"""Which names name the same thing.
+
+Full names come first: they differ unless one is the other with a middle name left out or an
+initial written out. Short forms (a surname, a first name, a head noun with "the", initials) are
+then given, occurrence by occurrence, to the full name that was last used in the same document,
+else to the one used most in it, else in the corpus. Two full names are never made one because
+they share a part.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ragtuned_pipeline.graph import words as w
+from ragtuned_pipeline.graph.mentions import Mention, name_kind
+
+_HEAD_VOTES = 5  # a name's own words against the words around one occurrence
+_SMALL = w.NAME_JOINERS | {"the", "and", "&", "'s", "for", "in"}
+
+
+@dataclass
+class _Form:
+    """One spelling (case folded) of a name, over the whole corpus."""
+
+    count: int = 0
+    weak: int = 0
+    definite: int = 0
+    bare: int = 0  # without an honorific
+    spellings: Counter[str] = field(default_factory=Counter)
+    honorifics: Counter[str] = field(default_factory=Counter)
+    votes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, mention: Mention) -> None:
+        self.count += 1
+        self.weak += mention.weak
+        self.definite += mention.definite
+        self.spellings[mention.name] += 1
+        if mention.honorific:
+            self.honorifics[mention.honorific] += 1
+        else:
+            self.bare += 1
+        self.votes.update(dict(mention.votes))
+
+
+@dataclass(frozen=True)
+class NamedThing:
+    """An entity: its title, aliases (sorted, without the title) and votes for its type."""
+
+    title: str
+    type: str
+    aliases: tuple[str, ...]
+    votes: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """`things`, and for each mention of each document the index of its thing, -1 for none."""
+
+    things: list[NamedThing]
+    owners: list[list[int]]
+
+
+def resolve(documents: Sequence[Sequence[Mention]]) -> Resolution:
+    """Resolve the mentions of each document, given in the order of its text."""
+    forms: dict[str, _Form] = defaultdict(_Form)
+    for mentions in documents:
+        for mention in mentions:
+            forms[_key(mention.name)].add(mention)
+    kinds = {key: _kind(key, form) for key, form in forms.items()}
+    roots = _full_names(forms, kinds)
+    short = _short_forms(forms, kinds, roots)
+    owners = [_assign(mentions, forms, roots, short) for mentions in documents]
+    return _things(documents, owners, forms, kinds)
+
+
+def _key(name: str) -> str:
+    return name.casefold()
+
+
+def _parts(key: str) -> list[str]:
+    return [part for part in key.replace("'s ", " 's ").split() if part != "'s"]
+
+
+def _kind(key: str, form: _Form) -> str:
+    """Return the type that a form's own words and its occurrences speak for most."""
+    spelling = _best(form.spellings)
+    parts = spelling.split()
+    votes = Counter(form.votes)
+    own = name_kind(parts)
+    if own:
+        votes[own] += _HEAD_VOTES * form.count
+    elif len(parts) in (2, 3) and form.definite * 2 <= form.count:
+        plain = w.is_common(parts[0]) or any(
+            part.lower() in _SMALL - w.NAME_JOINERS for part in parts
+        )
+        if not plain:
+            votes[w.PERSON] += 2 * form.count
+    form.votes = votes
+    if votes:
+        return max(w.TYPES, key=lambda kind: votes[kind])
+    if len(parts) == 1:
+        return w.OBJECT if form.definite * 2 > form.count else w.PERSON
+    return w.OBJECT if form.definite * 2 > form.count else w.ORGANIZATION
+
+
+def _best(counted: Counter[str]) -> str:
+    return min(counted, key=lambda name: (-counted[name], name))
+
+
+def _full_names(forms: dict[str, _Form], kinds: dict[str, str]) -> dict[str, str]:
+    """Return for each full form the form that stands for its thing."""
+    roots = {key: key for key in forms if len(_parts(key)) > 1}
+    people: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for key in sorted(roots):
+        if kinds[key] == w.PERSON:
+            parts = key.split()
+            people[parts[0], parts[-1]].append(key)
+    # A middle name left out: "Mira Ann Voss" and "Mira Voss", where no second middle name is known.
+    for group in people.values():
+        two = [key for key in group if len(key.split()) == 2]
+        more = [key for key in group if len(key.split()) > 2]
+        if len(two) == 1 and len(more) == 1:
+            roots[more[0]] = two[0]
+    # An initial written out: "J. Voss" where only one Voss has a first name in J.
+    for (first, last), group in sorted(people.items()):
+        if first.endswith(".") and len(first) == 2:
+            fits = sorted(
+                {
+                    roots[key]
+                    for (other, name), keys in people.items()
+                    if name == last and other[0] == first[0] and not other.endswith(".")
+                    for key in keys
+                }
+            )
+            if len(fits) == 1:
+                for key in group:
+                    roots[key] = fits[0]
+    return roots
+
+
+def _short_forms(
+    forms: dict[str, _Form], kinds: dict[str, str], roots: dict[str, str]
+) -> dict[str, list[str]]:
+    """Return for each form that may be short for others those others, most used first."""
+    by_first: dict[str, set[str]] = defaultdict(set)
+    by_last: dict[str, set[str]] = defaultdict(set)
+    by_tail: dict[str, set[str]] = defaultdict(set)
+    by_start: dict[str, set[str]] = defaultdict(set)
+    by_initials: dict[str, set[str]] = defaultdict(set)
+    holders: Counter[str] = Counter()
+    for key in sorted(roots):
+        parts = _parts(key)
+        root = roots[key]
+        holders.update({part for part in parts})
+        if kinds[key] == w.PERSON:
+            by_first[parts[0]].add(root)
+            by_last[parts[-1]].add(root)
+            continue
+        for cut in range(1, len(parts)):
+            by_tail[" ".join(parts[cut:])].add(root)
+            by_start[" ".join(parts[:cut])].add(root)
+        initials = "".join(part[0] for part in parts if part not in _SMALL)
+        if len(initials) > 1:
+            by_initials[initials].add(root)
+    found: dict[str, list[str]] = {}
+    for key, form in sorted(forms.items()):
+        fits = _candidates(
+            key, form, kinds, by_first, by_last, by_tail, by_start, by_initials, holders
+        )
+        fits.discard(key)
+        if fits:
+            found[key] = sorted(fits, key=lambda full: (-forms[full].count, full))
+    return found
+
+
+def _candidates(
+    key: str,
+    form: _Form,
+    kinds: dict[str, str],
+    by_first: dict[str, set[str]],
+    by_last: dict[str, set[str]],
+    by_tail: dict[str, set[str]],
+    by_start: dict[str, set[str]],
+    by_initials: dict[str, set[str]],
+    holders: Counter[str],
+) -> set[str]:
+    parts = _parts(key)
+    if len(parts) == 1:
+        spelling = _best(form.spellings).replace(".", "")
+        if spelling.isupper() and by_initials.get(spelling.lower()):
+            return set(by_initials[spelling.lower()])
+        people = by_first[key] | by_last[key]
+        votes = form.votes
+        if people and not form.definite * 2 > form.count:
+            other = max(votes[kind] for kind in w.TYPES if kind != w.PERSON)
+            if other <= 1 or votes[w.PERSON] >= other or form.honorifics:
+                return people
+        if by_tail[key] and form.definite * 2 > form.count:
+            return set(by_tail[key])
+        if len(by_tail[key]) == 1 and not form.weak and holders[key] == 1:
+            return set(by_tail[key])
+        if len(by_start[key]) == 1 and holders[key] == 1 and kinds[key] not in {w.GEO}:
+            return set(by_start[key])
+        return set()
+    if kinds[key] == w.PERSON and not name_kind(_best(form.spellings).split()):
+        return set()
+    return set(by_tail[key]) if len(by_tail[key]) == 1 else set()
+
+
+def _assign(
+    mentions: Sequence[Mention],
+    forms: dict[str, _Form],
+    roots: dict[str, str],
+    short: dict[str, list[str]],
+) -> list[str]:  # type: ignore[type-arg]
+    """Return for each mention of one document the form that stands for its thing, "" for none."""
+    here: Counter[str] = Counter()
+    for mention in mentions:
+        key = _key(mention.name)
+        if key in roots and key not in short:
+            here[roots[key]] += 1
+    latest: dict[str, int] = {}
+    owners: list[str] = []
+    for position, mention in enumerate(mentions):
+        key = _key(mention.name)
+        fits = short.get(key)
+        if fits:
+            seen = [full for full in fits if full in latest]
+            active = [full for full in fits if here[full]]
+            if seen:
+                owner = max(seen, key=lambda full: (latest[full], full))
+            elif active:
+                owner = max(active, key=lambda full: (here[full], full))
+            else:
+                owner = fits[0] if not (mention.weak and len(fits) > 1) else ""
+        elif key in roots:
+            owner = roots[key]
+        else:
+            owner = "" if mention.weak else key
+        if owner:
+            latest[owner] = position
+        owners.append(owner)
+    return owners
+
+
+def _things(
+    documents: Sequence[Sequence[Mention]],
+    owners: Sequence[Sequence[str]],
+    forms: dict[str, _Form],
+    kinds: dict[str, str],
+) -> Resolution:
+    spellings: dict[str, Counter[str]] = defaultdict(Counter)
+    votes: dict[str, Counter[str]] = defaultdict(Counter)
+    for mentions, owned in zip(documents, owners, strict=True):
+        for mention, owner in zip(mentions, owned, strict=True):
+            if owner:
+                spellings[owner][mention.name] += 1
+                if mention.honorific:
+                    spellings[owner][f"{mention.honorific} {mention.name}"] += 0
+                votes[owner].update(dict(mention.votes))
+    titles = {owner: _title(owner, forms[owner], counted) for owner, counted in spellings.items()}
+    order = sorted(spellings, key=lambda owner: (titles[owner].casefold(), owner))
+    number = {owner: i for i, owner in enumerate(order)}
+    number[""] = -1
+    things = []
+    for owner in order:
+        kind = kinds[owner]
+        counted = votes[owner] + Counter({kind: 1})
+        if name_kind(titles[owner].split()) == kind:
+            counted[kind] += _HEAD_VOTES
+        best = max(w.TYPES, key=lambda name: (counted[name], name == kind))
+        aliases = sorted(set(spellings[owner]) - {titles[owner]})
+        things.append(
+            NamedThing(titles[owner], best, tuple(aliases), tuple(sorted((+counted).items())))
+        )
+    return Resolution(things, [[number[owner] for owner in owned] for owned in owners])
+
+
+def _title(owner: str, form: _Form, spellings: Counter[str]) -> str:
+    """Return the longest commonly used full form, its honorific kept only where it is never bare."""
+    most = max(spellings.values())
+    common = [name for name, count in spellings.items() if count * 5 >= most and count]
+    words = len(owner.split())
+    full = [name for name in common if len(name.split()) >= words] or [_best(form.spellings)]
+    title = min(full, key=lambda name: (-len(name.split()), -spellings[name], name))
+    if not form.bare and form.honorifics and len(title.split()) == 1:
+        return f"{_best(form.honorifics)} {title}"
+    return title

@@ -1,0 +1,70 @@
+"""Which of a sentence's names the sentence links, in what direction, and how that reads backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ragtuned_pipeline.graph import words as w
+from ragtuned_pipeline.graph.mentions import Tokens
+
+_REACH = 30  # tokens between two names above which no link is taken
+_BREAKS = frozenset(";:")
+_CLAUSE_WORDS = frozenset(["but", "while", "because", "although", "though", "whereas", "so"])
+
+
+class Place(NamedTuple):
+    """A thing's place in a sentence: tokens first to last (exclusive)."""
+
+    first: int
+    last: int
+    thing: int
+
+
+class Link(NamedTuple):
+    """`source` and `target` are things; `inverse` reads from target to source, or is None."""
+
+    source: int
+    target: int
+    inverse: str | None
+
+
+def links(tokens: Tokens, places: Sequence[Place]) -> list[Link]:
+    """Return the links that a sentence states between different things, each pair once."""
+    found: dict[frozenset[int], Link] = {}
+    for i, left in enumerate(places):
+        for right in places[i + 1 :]:
+            pair = frozenset((left.thing, right.thing))
+            if len(pair) < 2 or pair in found or not _linked(tokens, left, right):
+                continue
+            found[pair] = Link(left.thing, right.thing, _inverse(tokens, left, right))
+    return list(found.values())
+
+
+def _linked(tokens: Tokens, left: Place, right: Place) -> bool:
+    between = range(left.last, right.first)
+    return len(between) <= _REACH
+
+
+def _inverse(tokens: Tokens, left: Place, right: Place) -> str | None:
+    """Return the phrase from right to left where the words between are one plain verb phrase."""
+    words = [word.lower() for word in tokens.words[left.last : right.first]]
+    tags = tokens.tags[left.last : right.first]
+    while words and tags[-1] in {"DT", "PRP$"}:
+        words.pop()
+        tags = tags[:-1]
+    while words and tags[0] == "RB":
+        words.pop(0)
+        tags = tags[1:]
+    if len(words) == 1 and tags[0] == "VBD" and w.lemma(words[0]) not in {"be", "have", "do"}:
+        return f"was {w.participle(words[0])} by"
+    if len(words) == 1 and tags[0] == "VBZ" and w.lemma(words[0]) not in {"be", "have", "do"}:
+        return f"is {w.participle(_past(words[0]))} by"
+    if len(words) == 3 and words[0] in {"was", "were"} and words[2] == "by":
+        return words[1] if tags[1] in {"VBN", "VBD"} else None
+    return None
+
+
+def _past(present: str) -> str:
+    base = w.lemma(present)
+    return base + "d" if base.endswith("e") else base + "ed"
