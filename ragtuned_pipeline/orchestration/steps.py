@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -18,6 +19,7 @@ from ragtuned_pipeline.orchestration.io import (
     table_metadata,
     with_fingerprint,
 )
+from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.tables import SCHEMAS, check_schema, content_hash
 
 if TYPE_CHECKING:
@@ -25,11 +27,12 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
+OWNER = "team:memory"
 ROOT = ragtuned_pipeline.__path__[0]
 
 
 class UserError(dg.Failure):
-    """A step stopped for a reason that the user can act on; its description is the whole message."""
+    """A step stopped for a reason the user can act on; the description is the whole message."""
 
     def __init__(self, message: str) -> None:
         super().__init__(description=message, allow_retries=False)
@@ -60,6 +63,58 @@ def settings_key(*sections: BaseModel | Mapping[str, Any]) -> str:
     return json.dumps(plain, sort_keys=True)
 
 
+def table_assets(
+    *,
+    outputs: Mapping[str, str],
+    group: str,
+    rooms: Sequence[str],
+    inputs: Sequence[str] = (),
+    deps: Sequence[str] = (),
+    checks: Mapping[str, Sequence[str]] | None = None,
+    kinds: set[str] | None = None,
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """Return the decorator that makes one step's tables assets, one partition a corpus.
+
+    Args:
+        outputs: description by asset name.
+        rooms: the parts of the package whose code the step is made of.
+        inputs: assets that the function gets as tables, under their own names.
+        deps: assets that must come first but are read otherwise.
+        checks: names of further checks by output; every output has the check "schema".
+    """
+    return dg.multi_asset(
+        name=next(iter(outputs)),
+        specs=[
+            dg.AssetSpec(
+                name,
+                description=description,
+                group_name=group,
+                code_version=code_version(*rooms),
+                owners=[OWNER],
+                kinds={"parquet", *(kinds or set())},
+                deps=[*inputs, *deps],
+                partitions_def=corpora,
+            )
+            for name, description in outputs.items()
+        ],
+        ins={name: dg.AssetIn(name) for name in inputs},
+        check_specs=[
+            partitioned_check(check, name)
+            for name in outputs
+            for check in ("schema", *(checks or {}).get(name, ()))
+        ],
+        partitions_def=corpora,
+    )
+
+
+def partitioned_check(name: str, asset: str) -> dg.AssetCheckSpec:
+    """A check with one result a corpus; without partitions it would hold the last run of any."""
+    with warnings.catch_warnings():
+        # In preview in this pinned release; a test runs it for two corpora.
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        return dg.AssetCheckSpec(name, asset=asset, partitions_def=corpora)
+
+
 def run_step(
     context: dg.AssetExecutionContext,
     store: TableStore,
@@ -82,11 +137,9 @@ def run_step(
     version = context.assets_def.code_versions_by_key[dg.AssetKey(outputs[0])] or ""
     hashes = {k: v if isinstance(v, str) else content_hash(v) for k, v in inputs.items()}
     key = fingerprint(version, settings, hashes)
-    tables = store.cached(outputs, corpus, key)
-    extra: Mapping[str, Any] = {"unchanged": True}
-    if tables is None:
-        tables, extra = compute()
-    else:
+    kept = store.cached(outputs, corpus, key)
+    tables, extra = (kept, {"unchanged": True}) if kept else compute()
+    if kept:
         context.log.info("nothing that this step depends on has changed: its result is kept")
     results = [schema_check(name, tables[name]) for name in outputs]
     results += checks(tables) if checks else []

@@ -1,0 +1,199 @@
+"""`ragtuned`: thin verbs over the same functions and the same Dagster job that the UI runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from ragtuned_pipeline.orchestration.home import Home
+
+app = typer.Typer(
+    name="ragtuned",
+    help="Turn a folder of documents into a LoRA adapter that knows them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+HomeOption = Annotated[
+    str | None,
+    typer.Option("--home", help="Where everything is kept [$RAGTUNED_HOME, else ~/.ragtuned]."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+CorpusArgument = Annotated[str, typer.Argument(metavar="N", help="The corpus's name.")]
+SystemOption = Annotated[
+    str, typer.Option(help="Which system answers: tuned, base, vanilla_rag or long_context.")
+]
+
+
+@app.command()
+def run(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of documents.")],
+    name: Annotated[str | None, typer.Option(help="Name of the corpus [the folder's]")] = None,
+    profile: Annotated[str | None, typer.Option(help="embedded or gpu.")] = None,
+    gold: Annotated[
+        Path | None, typer.Option(help="Your questions with reference answers: json, jsonl or csv.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.NAME=VALUE", help="A setting.")
+    ] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read DIR, build its graph, synthesise, tune an adapter, evaluate and report."""
+    from ragtuned_pipeline.settings import SettingsError
+
+    place = _home(home)
+    corpus = name or folder.resolve().name
+    try:
+        own = _overrides(set_ or [], profile)
+        place.register(corpus, folder, gold, own)
+        place.settings(corpus)
+    except SettingsError as error:
+        _usage_error(str(error))
+    _run_and_show(place, corpus, None, as_json)
+
+
+@app.command()
+def evaluate(corpus: CorpusArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Ask the corpus's questions again, score every system and write the report."""
+    place = _known(home, corpus)
+    _run_and_show(place, corpus, "evaluation", as_json)
+
+
+@app.command()
+def ask(
+    corpus: CorpusArgument,
+    question: Annotated[str, typer.Argument(help="The question.")],
+    system: SystemOption = "tuned",
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask one question."""
+    place = _known(home, corpus)
+    answer = _answerer(place, corpus, system)(question)
+    if as_json:
+        print(json.dumps(answer, ensure_ascii=False))
+    else:
+        print(answer["answer"])
+
+
+@app.command()
+def chat(corpus: CorpusArgument, system: SystemOption = "tuned", home: HomeOption = None) -> None:
+    """Ask questions one after the other; an empty line or Ctrl-D ends it."""
+    place = _known(home, corpus)
+    answer = _answerer(place, corpus, system)
+    while True:
+        try:
+            question = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if not question:
+            return
+        print(answer(question)["answer"])
+
+
+@app.command()
+def status(
+    corpus: Annotated[str | None, typer.Argument(metavar="[N]", help="One corpus only.")] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what each corpus holds: tables, adapter, scores, failures."""
+    from ragtuned_pipeline.orchestration.status import corpus_status
+
+    place = _known(home, corpus) if corpus else _home(home)
+    found = [corpus_status(place, name) for name in ([corpus] if corpus else place.names())]
+    if as_json:
+        print(json.dumps({"home": str(place.folder), "corpora": found}, ensure_ascii=False))
+        return
+    if not found:
+        print(f"No corpus in {place.folder} yet: ragtuned run DIR")
+    for entry in found:
+        _show_status(entry)
+
+
+def main() -> None:
+    """The console entry: one sentence for an expected error, exit status 1; usage errors 2."""
+    # Weights come from this package or from where a setting says; nothing phones home.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from ragtuned_pipeline.settings import SettingsError
+
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("stopped; what was finished is kept, and the same command goes on from there")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except SettingsError as error:
+        _usage_error(str(error))
+
+
+def _home(home: str | None) -> Home:
+    from ragtuned_pipeline.orchestration.home import Home
+
+    return Home.find(home)
+
+
+def _known(home: str | None, corpus: str) -> Home:
+    from ragtuned_pipeline.orchestration.home import CorpusMissing
+
+    place = _home(home)
+    try:
+        place.documents(corpus)
+    except CorpusMissing as error:
+        _fail(str(error))
+    return place
+
+
+def _overrides(assignments: list[str], profile: str | None) -> dict[str, Any]:
+    """["tuning.epochs=2"] -> {"tuning": {"epochs": "2"}}."""
+    from ragtuned_pipeline.settings import SettingsError
+
+    own: dict[str, Any] = {"profile": profile} if profile else {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        section, dot, name = key.partition(".")
+        if not (equals and dot and section and name):
+            raise SettingsError(f"--set {assignment}: write it as SECTION.NAME=VALUE")
+        own.setdefault(section, {})[name] = value
+    return own
+
+
+def _run_and_show(place: Home, corpus: str, group: str | None, as_json: bool) -> None:
+    from ragtuned_pipeline.orchestration.progress import show_progress
+    from ragtuned_pipeline.orchestration.runs import RunFailed, run_assets
+    from ragtuned_pipeline.orchestration.status import corpus_status
+
+    try:
+        with show_progress(corpus, quiet=as_json) as on_event:
+            run_assets(place, corpus, group, on_event)
+    except RunFailed as error:
+        _fail(str(error))
+    entry = corpus_status(place, corpus)
+    if as_json:
+        print(json.dumps(entry, ensure_ascii=False))
+    else:
+        _show_results(entry)
+    if entry["promotion_refused"]:
+        _fail(f"the new adapter was not promoted: {entry['promotion_refused']}")
+
+
+def _usage_error(message: str) -> NoReturn:
+    print(f"ragtuned: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"ragtuned: {message}", file=sys.stderr)
+    sys.exit(1)

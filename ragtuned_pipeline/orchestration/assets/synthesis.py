@@ -1,0 +1,201 @@
+"""synthesis: question-answer pairs from the graph, and the rows the model is tuned on."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ragtuned_pipeline.orchestration.resources import HomeResource
+from ragtuned_pipeline.orchestration.steps import (
+    UserError,
+    failures_check,
+    reference_check,
+    run_step,
+    settings_key,
+    table_assets,
+)
+
+
+@table_assets(
+    outputs={
+        "qa_pairs": "Questions and answers, local, global and unanswerable; dropped ones kept.",
+        "new_wording_queries": "Questions in forms that neither tuning nor the base has seen.",
+        "synthesis_failures": "Items that gave no pair because they could not be processed.",
+    },
+    group="synthesis",
+    rooms=["synthesis", "corpus/sentences.py"],
+    inputs=[
+        "documents",
+        "text_units",
+        "entities",
+        "relationships",
+        "communities",
+        "community_reports",
+    ],
+    checks={"qa_pairs": ["no_dangling_ids", "failures_share"]},
+)
+def pairs(
+    context: dg.AssetExecutionContext,
+    home: HomeResource,
+    documents: pa.Table,
+    text_units: pa.Table,
+    entities: pa.Table,
+    relationships: pa.Table,
+    communities: pa.Table,
+    community_reports: pa.Table,
+) -> Iterator[Any]:
+    from ragtuned_pipeline.synthesis.synthesise import synthesise
+
+    settings = home.home.settings(context.partition_key)
+
+    def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
+        made = synthesise(
+            documents,
+            text_units,
+            entities,
+            relationships,
+            communities,
+            community_reports,
+            settings.synthesis,
+        )
+        tables = {
+            "qa_pairs": made.qa_pairs,
+            "new_wording_queries": made.queries_new_wording,
+            "synthesis_failures": made.failures,
+        }
+        kept = made.qa_pairs.filter(made.qa_pairs["kept"])
+        return tables, {
+            "kept": kept.num_rows,
+            "facts": pc.count_distinct(kept["fact_id"]).as_py(),
+            "by_kind": _counts(kept, "kind"),
+            "by_split": _counts(kept, "split"),
+            "dropped_by_reason": _counts(made.qa_pairs, "drop_reason"),
+        }
+
+    def checks(tables: Any) -> list[dg.AssetCheckResult]:
+        made = tables["qa_pairs"]
+        failed = tables["synthesis_failures"].num_rows
+        return [
+            reference_check(
+                "qa_pairs",
+                [
+                    ("document_ids", made["document_ids"], documents["id"]),
+                    ("text_unit_ids", made["text_unit_ids"], text_units["id"]),
+                    ("entity_ids", made["entity_ids"], entities["id"]),
+                    ("relationship_ids", made["relationship_ids"], relationships["id"]),
+                    ("community_ids", made["community_ids"], communities["id"]),
+                ],
+            ),
+            failures_check(
+                "qa_pairs", failed, made.num_rows + failed, settings.checks.max_failed_share
+            ),
+        ]
+
+    yield from run_step(
+        context,
+        home.store,
+        ["qa_pairs", "new_wording_queries", "synthesis_failures"],
+        settings_key(settings.synthesis),
+        {
+            "documents": documents,
+            "text_units": text_units,
+            "entities": entities,
+            "relationships": relationships,
+            "communities": communities,
+            "community_reports": community_reports,
+        },
+        compute,
+        checks,
+    )
+
+
+@table_assets(
+    outputs={"training_rows": "The pairs that fit the time budget, as prompt and completion."},
+    group="synthesis",
+    rooms=["synthesis/rows.py"],
+    inputs=["qa_pairs"],
+    checks={"training_rows": ["no_dangling_ids"]},
+)
+def rows(
+    context: dg.AssetExecutionContext, home: HomeResource, qa_pairs: pa.Table
+) -> Iterator[Any]:
+    from ragtuned_pipeline.synthesis.rows import NothingToTrain, select_training_rows
+    from ragtuned_pipeline.tuning.base_models import row_token_counter
+
+    settings = home.home.settings(context.partition_key)
+
+    def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
+        try:
+            selection = select_training_rows(
+                qa_pairs, row_token_counter(settings.tuning.base_model), settings.tuning
+            )
+        except NothingToTrain as error:
+            raise UserError(str(error)) from error
+        rows = selection.training_rows
+        return {"training_rows": rows}, {
+            "left_out": selection.left_out,
+            "epochs": selection.epochs,
+            "tokens_an_epoch": pc.sum(rows["n_tokens"]).as_py(),
+            "by_kind": _counts(rows, "kind"),
+        }
+
+    def checks(tables: Any) -> list[dg.AssetCheckResult]:
+        return [reference_check("training_rows", [("id", tables["training_rows"]["id"], qa_pairs["id"])])]
+
+    yield from run_step(
+        context,
+        home.store,
+        ["training_rows"],
+        settings_key(settings.tuning),
+        {"qa_pairs": qa_pairs},
+        compute,
+        checks,
+    )
+
+
+@table_assets(
+    outputs={"coverage": "For every sentence: the facts whose answer holds it, or why none does."},
+    group="synthesis",
+    rooms=["synthesis/coverage.py"],
+    inputs=["documents", "text_units", "qa_pairs", "training_rows"],
+)
+def sentence_coverage(
+    context: dg.AssetExecutionContext,
+    home: HomeResource,
+    documents: pa.Table,
+    text_units: pa.Table,
+    qa_pairs: pa.Table,
+    training_rows: pa.Table,
+) -> Iterator[Any]:
+    from ragtuned_pipeline.synthesis.coverage import coverage
+
+    def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
+        made = coverage(documents, text_units, qa_pairs, training_rows)
+        covered = pc.sum(made["covered"]).as_py() or 0
+        return {"coverage": made}, {
+            "covered": covered,
+            "share": covered / made.num_rows if made.num_rows else 0.0,
+            "by_reason": _counts(made, "reason"),
+        }
+
+    yield from run_step(
+        context,
+        home.store,
+        ["coverage"],
+        "",
+        {
+            "documents": documents,
+            "text_units": text_units,
+            "qa_pairs": qa_pairs,
+            "training_rows": training_rows,
+        },
+        compute,
+    )
+
+
+def _counts(data: pa.Table, column: str) -> dict[str, int]:
+    """Rows by value of `column`; nulls left out."""
+    counts = pc.value_counts(data[column].combine_chunks().drop_null()).to_pylist()
+    return {entry["values"]: entry["counts"] for entry in sorted(counts, key=str)}

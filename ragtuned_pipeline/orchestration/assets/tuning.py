@@ -1,0 +1,66 @@
+"""tuning: the LoRA adapter, trained in its own process."""
+
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ragtuned_pipeline.orchestration.partitions import corpora
+from ragtuned_pipeline.orchestration.resources import HomeResource
+from ragtuned_pipeline.orchestration.steps import OWNER, code_version
+from ragtuned_pipeline.orchestration.training import train_adapter, training_metadata
+
+
+@dg.asset(
+    group_name="tuning",
+    partitions_def=corpora,
+    code_version=code_version("tuning/sft.py"),
+    owners=[OWNER],
+    kinds={"pytorch", "huggingface"},
+    pool="accelerator",
+)
+def lora_adapter(
+    context: dg.AssetExecutionContext,
+    home: HomeResource,
+    pipes: dg.PipesSubprocessClient,
+    training_rows: pa.Table,
+    qa_pairs: pa.Table,
+) -> dg.MaterializeResult[Any]:
+    """A LoRA adapter of the base model, tuned on the training rows by TRL's SFTTrainer."""
+    from ragtuned_pipeline.synthesis.rows import epochs_that_fit
+
+    corpus = context.partition_key
+    tuning = home.home.settings(corpus).tuning
+    tuning = tuning.model_copy(update={"epochs": epochs_that_fit(training_rows, tuning)})
+    trained = pc.unique(training_rows["fact_id"])
+    other_wordings = qa_pairs.filter(
+        pc.and_(
+            pc.and_(qa_pairs["kept"], pc.equal(qa_pairs["split"], "held_out_wording")),
+            pc.is_in(qa_pairs["fact_id"], value_set=trained),
+        )
+    )
+    training, kept = train_adapter(
+        context,
+        home.home,
+        pipes,
+        "tuned",
+        training_rows.select(["system", "prompt", "completion"]),
+        as_rows(other_wordings),
+        tuning,
+    )
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(training.adapter),
+        metadata=training_metadata(home.home, corpus, training, kept),
+    )
+
+
+def as_rows(pairs: pa.Table) -> pa.Table:
+    """Pairs as the trainer reads rows."""
+    return pa.table(
+        {
+            "system": pa.nulls(pairs.num_rows, pa.string()),
+            "prompt": pairs["question"],
+            "completion": pairs["answer"],
+        }
+    )

@@ -1,0 +1,144 @@
+"""Running the Dagster job in this process, as the command line does."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+import ragtuned_pipeline
+from ragtuned_pipeline.orchestration.home import Home
+from ragtuned_pipeline.orchestration.partitions import corpora
+
+if TYPE_CHECKING:
+    from dagster import DagsterEvent, EventLogEntry
+
+_INSTANCE_FILE = "dagster.yaml"
+
+
+class RunFailed(RuntimeError):
+    """A run ended early; the message is the reason of the first step that failed."""
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """What the command line shows while a run goes on.
+
+    `kind` is "plan" (count = number of steps), "start", "done", "skipped" or "training" (numbers =
+    the trainer's progress line).
+    """
+
+    kind: str
+    step: str = ""
+    count: int = 0
+    numbers: dict[str, Any] | None = None
+
+
+def prepare_environment(home: Home) -> None:
+    """Set what Dagster reads from the environment, where the user has not set it.
+
+    dagster.yaml lies at the root of the repository, and inside the package in a wheel.
+    """
+    package = Path(ragtuned_pipeline.__path__[0])
+    folder = package if (package / _INSTANCE_FILE).is_file() else package.parent
+    storage = home.folder / "dagster"
+    storage.mkdir(parents=True, exist_ok=True)
+    os.environ["RAGTUNED_HOME"] = str(home.folder)
+    os.environ.setdefault("RAGTUNED_DAGSTER", str(storage))
+    os.environ.setdefault("DAGSTER_HOME", str(folder))
+
+
+def run_assets(
+    home: Home,
+    corpus: str,
+    group: str | None,
+    on_event: Callable[[StepEvent], None],
+) -> str:
+    """Materialise the assets of `group` (all if None) for `corpus`; return the run's id.
+
+    Raises:
+        RunFailed: a step failed, or another run of this corpus is going on.
+    """
+    from ragtuned_pipeline.definitions import defs
+
+    prepare_environment(home)
+    with _alone(home, corpus), dg.DagsterInstance.get() as instance:
+        instance.add_dynamic_partitions(corpora.name or "", [corpus])
+        run_id = str(uuid.uuid4())
+        job = defs.resolve_job_def("build_memory")
+        instance.add_event_listener(run_id, lambda entry: _tell(entry, on_event))
+        keys = _asset_keys(defs, group)
+        on_event(StepEvent("plan", count=_step_count(job, keys)))
+        result = job.execute_in_process(
+            instance=instance,
+            run_id=run_id,
+            partition_key=corpus,
+            asset_selection=keys,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            raise_on_error=False,
+        )
+        if not result.success:
+            raise RunFailed(_reason(result.all_events))
+    return run_id
+
+
+def _asset_keys(defs: dg.Definitions, group: str | None) -> list[dg.AssetKey]:
+    graph = defs.resolve_asset_graph()
+    keys = graph.materializable_asset_keys
+    return sorted(key for key in keys if group is None or graph.get(key).group_name == group)
+
+
+def _step_count(job: dg.JobDefinition, keys: Sequence[dg.AssetKey]) -> int:
+    return len({job.asset_layer.get_op_handle(key) for key in keys})
+
+
+@contextmanager
+def _alone(home: Home, corpus: str) -> Iterator[None]:
+    """Hold the corpus's lock; it is freed when the process ends, however it ends."""
+    home.corpora.mkdir(parents=True, exist_ok=True)
+    with (home.corpora / f".{corpus}.lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFailed(
+                f"another run of corpus {corpus!r} is going on; wait for it to end"
+            ) from None
+        yield
+
+
+def _tell(entry: EventLogEntry, on_event: Callable[[StepEvent], None]) -> None:
+    event = entry.dagster_event
+    if event is None:
+        if entry.user_message.startswith('{"training"'):
+            line = json.loads(entry.user_message)["training"]
+            on_event(StepEvent("training", entry.step_key or "", numbers=line))
+    elif event.is_step_start:
+        on_event(StepEvent("start", event.step_key or ""))
+    elif event.is_step_success:
+        on_event(StepEvent("done", event.step_key or ""))
+    elif event.is_step_skipped:
+        on_event(StepEvent("skipped", event.step_key or ""))
+
+
+def _reason(events: Sequence[DagsterEvent]) -> str:
+    """The first failed step's own sentence, else the innermost exception's last line."""
+    for event in events:
+        if not event.is_step_failure:
+            continue
+        data = event.step_failure_data
+        if data.user_failure_data and data.user_failure_data.description:
+            return str(data.user_failure_data.description)
+        error = data.error
+        while error is not None and error.cause is not None:
+            error = error.cause
+        text = error.message.strip() if error else "no reason was recorded"
+        return f"step {event.step_key}: {text}"
+    return "the run could not start; see the event log in the Dagster UI (make ui)"

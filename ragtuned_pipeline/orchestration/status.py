@@ -1,0 +1,55 @@
+"""What a corpus holds, read from its files alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ragtuned_pipeline.orchestration.home import Home
+from ragtuned_pipeline.orchestration.io import TableStore
+from ragtuned_pipeline.orchestration.training import read_training
+
+_COUNTED = (
+    "documents",
+    "text_units",
+    "entities",
+    "relationships",
+    "communities",
+    "qa_pairs",
+    "training_rows",
+    "queries",
+    "failures",
+)
+
+
+def corpus_status(home: Home, corpus: str) -> dict[str, Any]:
+    """Return counts, the adapters, the scorecard and where the report is; null where not made yet."""
+    store = TableStore(home.tables)
+    training = read_training(home, corpus, "tuned")
+    current = home.adapters / corpus / "current"
+    scorecard = _read_json(home.report(corpus) / "scorecard.json")
+    report = home.report(corpus) / "index.html"
+    return {
+        "corpus": corpus,
+        "folder": str((home.corpora / corpus).resolve()),
+        "rows": {name: _rows(store, name, corpus) for name in _COUNTED},
+        "trained_adapter": training.adapter if training else None,
+        "training_seconds": training.result["seconds"] if training else None,
+        "promoted_adapter": current.resolve().name if current.is_dir() else None,
+        "promotion_refused": _read_json(home.adapters / corpus / "refused.json"),
+        "scorecard": scorecard,
+        "report": str(report) if report.is_file() else None,
+    }
+
+
+def _rows(store: TableStore, name: str, corpus: str) -> int | None:
+    if not store.exists(name, corpus):
+        return None
+    with store.path(name, corpus).open("rb") as handle:
+        return int(pq.read_metadata(handle).num_rows)
+
+
+def _read_json(file: Any) -> Any:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
