@@ -100,7 +100,8 @@ def choose(
     held = order[:held_out]
     # One training form of each core and style first, so that no held-out one stands alone.
     seen: set[tuple[str, str]] = set()
-    first, rest = [], []
+    first: list[Form] = []
+    rest: list[Form] = []
     for form in order[held_out:]:
         group = (form.needs, form.style)
         (rest if group in seen else first).append(form)

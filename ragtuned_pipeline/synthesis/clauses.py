@@ -1,0 +1,693 @@
+"""One declarative sentence, read as subject, verb group and the phrases after it.
+
+Word tags come from TextBlob's bundled lexicon tagger; its mistakes between nouns and verbs are
+repaired by position. The reading is shallow on purpose: what it cannot read it gives up, and the
+sentence then makes no question.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Literal
+
+Kind = Literal["NP", "PP", "VP", "ADV", "ADJ"]
+
+_TOKEN = re.compile(
+    r"(?:Mrs|Mr|Ms|Dr|St|Prof|Capt|Sgt|Rev|Jr|Sr|No)\.|[ap]\.m\.|(?:[A-Z]\.)+"
+    r"|[$£€]?\d+(?:[.,:]\d+)*(?:st|nd|rd|th|s|am|pm|km|kg|m|%)?\b%?"
+    r"|[^\W_]+(?:['’\-][^\W_]+)*|\S"
+)
+_CONTRACTION = re.compile(r"(?i)^(.+?)(n't|'(?:s|re|ve|ll|d|m))$")
+_EXPANDED = {"n't": "not", "'re": "are", "'ve": "have", "'ll": "will", "'m": "am"}
+_STEM = {"ca": "can", "wo": "will", "sha": "shall"}
+
+
+def word_set(text: str) -> frozenset[str]:
+    """Return the words of `text`."""
+    return frozenset(text.split())
+
+
+MONTHS = word_set(
+    """
+    january february march april may june july august september october november december
+    """
+)
+DAYS = frozenset(["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"])
+TIME_NOUNS = word_set(
+    """
+    morning afternoon evening night noon midnight day days week weeks weekend month months year
+    years decade decades century centuries summer winter spring autumn hour hours minute minutes
+    second seconds season o'clock fortnight today yesterday tomorrow tonight moment time
+    """
+)
+DEICTIC = word_set(
+    """
+    today yesterday tomorrow tonight now last next this ago earlier later recently soon just
+    already then
+    """
+)
+NEGATIVE = word_set(
+    """
+    not no never nobody nothing none neither nor nowhere hardly barely scarcely cannot without
+    """
+)
+UNREAL = word_set(
+    """
+    would could might may should if unless whether maybe perhaps
+    """
+)
+PRONOUNS = word_set(
+    """
+    i me my mine myself we us our ours you your yours he him his she her hers it its they them
+    their theirs this that these those there one himself herself itself themselves someone
+    somebody something everyone everybody everything anyone anybody anything
+    """
+)
+BE = {"be", "am", "is", "are", "was", "were", "been", "being"}
+HAVE = {"have", "has", "had", "having"}
+DO = {"do", "does", "did"}
+MODALS = {"will", "can", "must", "shall", "would", "could", "might", "may", "should"}
+_CLAUSE_STARTS = word_set(
+    """
+    because while although though when where if unless whether since that as than so but which
+    who whom whose what how why until before after once and or
+    """
+)
+# Forms that simplemma takes for other words.
+_BASE = {
+    "left": "leave",
+    "felt": "feel",
+    "was": "be",
+    "were": "be",
+    "is": "be",
+    "are": "be",
+    "am": "be",
+    "been": "be",
+    "found": "find",
+    "lay": "lie",
+    "lit": "light",
+    "bore": "bear",
+    "bound": "bind",
+    "wound": "wind",
+    "saw": "see",
+    "fell": "fall",
+    "ground": "grind",
+    "rose": "rise",
+    "shot": "shoot",
+    "bit": "bite",
+    "won": "win",
+    "met": "meet",
+    "drove": "drive",
+    "wove": "weave",
+    "spoke": "speak",
+    "broke": "break",
+    "leaves": "leave",
+    "lives": "live",
+    "better": "better",
+    "founded": "found",
+    "learnt": "learn",
+    "learned": "learn",
+    "burnt": "burn",
+    "dealt": "deal",
+    "lent": "lend",
+    "leant": "lean",
+    "hung": "hang",
+    "sewn": "sew",
+    "dug": "dig",
+    "swum": "swim",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    text: str  # as the question writes it; contractions expanded
+    tag: str
+    start: int  # offsets in the sentence
+    end: int
+    spaced: bool  # a space stands before it
+
+    @property
+    def low(self) -> str:
+        return self.text.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    kind: Kind
+    tokens: tuple[Token, ...]
+    prep: int = 0  # leading tokens that are the preposition
+
+    @property
+    def inner(self) -> tuple[Token, ...]:
+        """The noun phrase of a prepositional phrase."""
+        return self.tokens[self.prep :]
+
+
+@dataclass(frozen=True, slots=True)
+class VerbGroup:
+    aux: Token | None  # the word that moves before the subject; None where "do" must be added
+    adverbs: tuple[Token, ...]  # between the auxiliary and the main verb, or before a plain verb
+    chain: tuple[Token, ...]  # further auxiliaries and the main verb
+    passive: bool = False
+
+    @property
+    def main(self) -> Token | None:
+        return self.chain[-1] if self.chain else None
+
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        first = () if self.aux is None else (self.aux,)
+        return (*first, *self.adverbs, *self.chain)
+
+    @property
+    def copula(self) -> bool:
+        return self.aux is not None and not self.chain
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    fronted: tuple[Phrase, ...]
+    subject: tuple[Token, ...]
+    verb: VerbGroup
+    rest: tuple[Phrase, ...]
+
+
+@cache
+def base_form(verb: str) -> str:
+    """Return the base form of an English verb form: "opened" -> "open"."""
+    import simplemma
+
+    low = verb.lower()
+    return _BASE.get(low) or str(simplemma.lemmatize(low, lang="en")).lower()
+
+
+@cache
+def third_person(base: str) -> str:
+    """Return the third person singular of the present: "carry" -> "carries"."""
+    irregular = {"be": "is", "have": "has", "do": "does", "go": "goes"}
+    if base in irregular:
+        return irregular[base]
+    if base.endswith(("s", "x", "z", "ch", "sh", "o")):
+        return base + "es"
+    if base.endswith("y") and base[-2:-1] not in "aeiou":
+        return base[:-1] + "ies"
+    return base + "s"
+
+
+def words(tokens: tuple[Token, ...]) -> str:
+    """Return the tokens as text, spaced as in their sentence."""
+    parts: list[str] = []
+    for number, token in enumerate(tokens):
+        if number and token.spaced:
+            parts.append(" ")
+        parts.append(token.text)
+    return "".join(parts)
+
+
+@lru_cache(maxsize=65536)
+def _tags(tokens: tuple[str, ...]) -> tuple[str, ...]:
+    from textblob.en import parser
+
+    return tuple(str(tag) for _, tag in parser.find_tags(list(tokens)))
+
+
+@cache
+def lexicon_tag(word: str) -> str | None:
+    """Return the tag of a lower-case word in TextBlob's lexicon, None where it is unknown."""
+    from textblob.en import parser
+
+    tag = parser.lexicon.get(word)
+    return None if tag is None else str(tag)
+
+
+def tokenise(sentence: str) -> list[Token]:
+    """Return the tagged tokens of one sentence, contractions expanded."""
+    raw: list[tuple[str, int, int, bool]] = []
+    for match in _TOKEN.finditer(sentence):
+        word, start = match.group().replace("’", "'"), match.start()
+        spaced = start > 0 and sentence[start - 1].isspace()
+        split = _CONTRACTION.match(word)
+        if split is None:
+            raw.append((word, start, match.end(), spaced))
+        else:
+            stem, clitic = split.group(1), split.group(2).lower()
+            middle = start + len(stem)
+            raw.append((_STEM.get(stem, stem), start, middle, spaced))
+            raw.append((clitic, middle, match.end(), False))
+    tags = list(_tags(tuple(word for word, *_ in raw)))
+    tokens: list[Token] = []
+    for number, (word, start, end, spaced) in enumerate(raw):
+        following = tags[number + 1] if number + 1 < len(tags) else "."
+        before = tokens[-1] if tokens else None
+        if word in ("'s", "'d") or word in _EXPANDED:
+            word, tag, spaced = _clitic(word, before, following, raw, number)
+        else:
+            tag = _repaired(word, tags[number], before)
+        tokens.append(Token(word, tag, start, end, spaced))
+    return tokens
+
+
+def _clitic(
+    word: str, before: Token | None, following: str, raw: list[tuple[str, int, int, bool]], at: int
+) -> tuple[str, str, bool]:
+    if word in _EXPANDED:
+        full = _EXPANDED[word]
+        tag = {"not": "RB", "will": "MD"}.get(full, "VBP")
+        return full, tag, True
+    after = raw[at + 1][0].lower() if at + 1 < len(raw) else ""
+    if word == "'d":
+        return ("had", "VBD", True) if following == "VBN" else ("would", "MD", True)
+    is_pronoun = before is not None and before.tag in ("PRP", "EX", "WP", "WRB", "WDT", "IN", "DT")
+    if is_pronoun or following in ("DT", "VBG", "RB", "IN") or after in ("been", "got"):
+        perfect = after in ("been", "got", "had", "gone", "become")
+        return ("has" if perfect else "is"), "VBZ", True
+    return "'s", "POS", False
+
+
+def _repaired(word: str, tag: str, before: Token | None) -> str:
+    low = word.lower()
+    if low in MONTHS and word[0].isupper():
+        # "May" opens a question or a wish only at the start of a sentence.
+        return "NNP"
+    if low in DAYS:
+        return "NNP"
+    if low in MODALS and tag != "NNP":
+        return "MD"
+    if low in ("n't", "not"):
+        return "RB"
+    if word[0].isdigit() or word[0] in "$£€":
+        return "CD"
+    if low in ("this", "that", "these", "those") and tag == "IN":
+        return "IN"
+    if before is not None and word[0].isupper() and tag in ("NN", "NNS", "JJ", "VB", "VBN", "VBG"):
+        return "NNP"
+    if before is not None and before.low == "to" and tag in ("NN", "VBP", "VBD"):
+        return "VB" if low == base_form(low) else tag
+    return tag
+
+
+_NOUN = ("NN", "NNS", "NNP", "NNPS")
+_INSIDE = frozenset((*_NOUN, "JJ", "JJR", "JJS", "CD", "POS", "VBN", "VBG", "FW"))
+_FINITE = frozenset(("VBD", "VBZ", "VBP", "MD"))
+_ADVERB = ("RB", "RBR", "RBS")
+
+
+class Reader:
+    """Reads one sentence from left to right; positions are indices into its tokens."""
+
+    def __init__(self, tokens: list[Token]) -> None:
+        self.tokens = tokens
+
+    def tag(self, at: int) -> str:
+        return self.tokens[at].tag if at < len(self.tokens) else "."
+
+    def low(self, at: int) -> str:
+        return self.tokens[at].low if at < len(self.tokens) else ""
+
+    def part(self, start: int, end: int) -> tuple[Token, ...]:
+        return tuple(self.tokens[start:end])
+
+    def plain_noun_phrase(self, at: int) -> int:
+        """Return the end of the noun phrase that starts at `at`, without its complements."""
+        start = at
+        if self.tag(at) in ("PRP", "EX"):
+            return at + 1
+        if self.low(at) in ("all", "both", "half") and self.tag(at + 1) in ("DT", "PRP$"):
+            at += 1
+        determiner = self.tag(at) in ("DT", "PRP$", "PDT") or self.low(at) in ("that", "these")
+        if determiner:
+            at += 1
+        if self.tag(at) in _ADVERB and self.tag(at + 1) in ("JJ", "CD", "VBN"):
+            at += 1
+        head = start
+        while True:
+            tag = self.tag(at)
+            if tag == "CD" and head > start and self._counts(at):
+                break  # "lent Brannoch Yard 40,000 crowns": a second object
+            if tag in _NOUN or tag == "CD" or (tag == "POS" and head):
+                if tag != "POS":
+                    head = at + 1
+                at += 1
+                if self._year_after_comma(at):
+                    at += 2
+                    head = at
+            elif tag in _INSIDE and not (tag == "VBN" and head > start and not determiner):
+                if tag in ("VBN", "VBG") and head > start and self.tag(at - 1) in _NOUN:
+                    break  # a participle after the noun starts something else
+                at += 1
+            elif self._joins(at):
+                at += 1
+            else:
+                break
+        if head > start:
+            return head
+        if determiner and at == start + 1 and self.tag(start) == "DT":
+            return at if self.low(start) in ("this", "that", "these", "those") else start
+        return start
+
+    def _joins(self, at: int) -> bool:
+        """ "a long, cold night", "Berg & Sons", "a long and cold night"."""
+        before, here, after = self.tag(at - 1), self.low(at), self.tag(at + 1)
+        if here == "&":
+            return after in ("NNP", "NN")
+        return here in (",", "and") and before in ("JJ", "JJR") and after == "JJ"
+
+    def _counts(self, at: int) -> bool:
+        before = self.tokens[at - 1]
+        return before.tag == "NNP" and before.low not in MONTHS | DAYS and self.tag(at + 1) in _NOUN
+
+    def _year_after_comma(self, at: int) -> bool:
+        """ "14 March, 2021": the year belongs to the date."""
+        return (
+            self.tag(at) == ","
+            and self.low(at - 1) in MONTHS | DAYS | {str(n) for n in range(1, 32)}
+            and re.fullmatch(r"1\d{3}|20\d{2}", self.low(at + 1)) is not None
+        )
+
+    def noun_phrase(self, at: int) -> int:
+        """Return the end of the noun phrase at `at`, with "of ..." and "and ..." parts."""
+        end = self.plain_noun_phrase(at)
+        if end == at:
+            return at
+        while True:
+            if self.low(end) == "of":
+                inner = self.plain_noun_phrase(end + 1)
+                if inner == end + 1:
+                    return end
+                end = inner
+            elif self.low(end) == "and" or (
+                self.low(end) == "," and self.tag(at) in ("NNP", "CD", "DT", "NN", "NNS")
+            ):
+                joined = self._conjunct(at, end)
+                if joined == end:
+                    return end
+                end = joined
+            else:
+                return end
+
+    def _conjunct(self, start: int, at: int) -> int:
+        """Return the end of "and NP" or ", NP and NP" at `at`, or `at` where a clause follows."""
+        if self.low(at) == ",":
+            middle = self.plain_noun_phrase(at + 1)
+            if middle == at + 1 or not (
+                self.low(middle) == "and"
+                or (self.low(middle) == "," and self.low(middle + 1) == "and")
+            ):
+                return at
+            last = self._conjunct(start, middle + (self.low(middle) == ","))
+            return last if last > middle + 1 else at
+        end = self.plain_noun_phrase(at + 1)
+        if end == at + 1 or self.tag(at + 1) in ("PRP", "EX", "VBN", "VBG"):
+            return at
+        if self.tag(end) in _FINITE and self.tag(start) != self.tag(at + 1):
+            return at
+        if self.tag(end) in ("VBD", "VBZ", "VBN") and self.low(end) not in ("were", "are"):
+            # A singular verb, or a past one, may start a second clause here.
+            return at if start and self.tag(end) != "VBD" else end if start == 0 else at
+        return end
+
+    def verb_group(self, at: int) -> tuple[VerbGroup, int] | None:
+        """Return the finite verb group at `at` and its end, None where there is none."""
+        adverbs: list[Token] = []
+        while self.tag(at) in _ADVERB or self.low(at) in ("also", "still", "then", "once"):
+            adverbs.append(self.tokens[at])
+            at += 1
+        if at >= len(self.tokens):
+            return None
+        word = self.tokens[at]
+        low = word.low
+        if word.tag not in (*_FINITE, "VBN", "VB") and low not in BE | HAVE | DO | MODALS:
+            return None
+        if low not in BE | HAVE | DO | MODALS:
+            return VerbGroup(None, tuple(adverbs), (word,)), at + 1
+        first, at = word, at + 1
+        inner: list[Token] = []
+        while self.tag(at) in _ADVERB and self.low(at) not in NEGATIVE:
+            inner.append(self.tokens[at])
+            at += 1
+        chain: list[Token] = []
+        previous = low
+        while at < len(self.tokens):
+            token = self.tokens[at]
+            if (
+                (
+                    previous in MODALS | DO
+                    and (token.tag.startswith("VB") or (token.tag in ("NN", "JJ") and not chain))
+                )
+                or (previous in HAVE and token.tag in ("VBN", "VBD"))
+                or (
+                    previous in BE
+                    and (
+                        token.tag in ("VBN", "VBG")
+                        or (token.tag == "VBD" and token.low.endswith("ed"))
+                    )
+                )
+            ):
+                pass
+            else:
+                break
+            chain.append(token)
+            previous = token.low
+            at += 1
+            while (
+                self.tag(at) in _ADVERB
+                and self.tag(at + 1) in ("VBN", "VBG", "VB")
+                and previous in BE | HAVE | MODALS
+            ):
+                chain.append(self.tokens[at])
+                at += 1
+            if previous not in BE | HAVE:
+                break
+        passive = (
+            bool(chain)
+            and any(t.low in BE for t in (first, *chain[:-1]))
+            and chain[-1].tag in ("VBN", "VBD")
+        )
+        if not chain:
+            if low in BE:
+                # The adverbs of a copula belong to what follows: "is still a baker".
+                return VerbGroup(first, tuple(adverbs + inner), ()), at
+            if low in MODALS:
+                return None
+            return VerbGroup(None, tuple(adverbs), (first, *inner)), at
+        return VerbGroup(first, tuple(adverbs + inner), tuple(chain), passive), at
+
+    def phrases(self, at: int) -> tuple[list[Phrase], int]:
+        """Return the phrases from `at` to the end of the clause, and where it ends."""
+        found: list[Phrase] = []
+        while at < len(self.tokens):
+            tag, low = self.tag(at), self.low(at)
+            end = self._infinitive(at)
+            if end > at:
+                found.append(Phrase("VP", self.part(at, end)))
+            elif tag in ("IN", "TO") or low in ("to", "near", "like", "out"):
+                prep = 2 if self.tag(at + 1) in ("IN", "TO") and low not in _CLAUSE_STARTS else 1
+                end = self.noun_phrase(at + prep)
+                if low in ("that", "if", "unless", "because", "while", "whether", "though", "than"):
+                    break
+                if end == at + prep:
+                    if self.tag(at + prep) == "VBG" and low in ("by", "for", "after", "before"):
+                        break
+                    if tag == "IN" and (
+                        at + 1 >= len(self.tokens) or self.tag(at + 1) in (".", ",")
+                    ):
+                        found.append(Phrase("ADV", self.part(at, at + 1)))
+                        at += 1
+                        continue
+                    break
+                if self._clause_at(end) and low in _CLAUSE_STARTS:
+                    break
+                found.append(Phrase("PP", self.part(at, end), prep))
+            elif tag in _ADVERB or tag == "RP" or low in ("ago", "together", "home", "up", "down"):
+                end = at + 1
+                found.append(Phrase("ADV", self.part(at, end)))
+            else:
+                participle = tag in ("VBN", "VBG") and bool(found) and found[-1].kind != "ADV"
+                end = at if participle else self.noun_phrase(at)
+                if end > at:
+                    if self._clause_at(end) and found:
+                        break
+                    found.append(Phrase("NP", self.part(at, end)))
+                elif tag in ("JJ", "JJR", "CD") or (tag == "VBN" and not found):
+                    end = at + 1
+                    found.append(Phrase("ADJ", self.part(at, end)))
+                elif tag == "VBG" and not found:
+                    end = at + 1
+                    found.append(Phrase("VP", self.part(at, end)))
+                else:
+                    break
+            at = end
+        return found, at
+
+    def _infinitive(self, at: int) -> int:
+        if self.low(at) != "to":
+            return at
+        end = at + 1
+        if self.tag(end) in _ADVERB:
+            end += 1
+        if self.tag(end) == "VB" or self.low(end) in ("be", "have", "do"):
+            end += 1
+            while self.tag(end) in ("VBN",) and self.low(end - 1) in ("be", "have", "been"):
+                end += 1
+            return end
+        return at
+
+    def _clause_at(self, at: int) -> bool:
+        return self.tag(at) in _FINITE or self.low(at) in BE | HAVE | DO
+
+
+def is_time(tokens: tuple[Token, ...]) -> bool:
+    """Say whether a noun phrase names a time: "9 January", "last week", "1987", "5:30 pm"."""
+    if not tokens:
+        return False
+    for token in tokens:
+        low = token.low
+        if (low in MONTHS and token.text[0].isupper()) or low in DAYS:
+            return True
+        if re.fullmatch(
+            r"\d{1,2}:\d{2}|1[5-9]\d\d|20\d\d|\d{4}s|\d{1,2}(?:am|pm)|a\.m\.|p\.m\.", low
+        ):
+            return len(tokens) <= 3 and not any(t.tag in ("NN", "NNS", "NNP") for t in tokens[:-1])
+    return tokens[-1].low in TIME_NOUNS
+
+
+def repaired_verbs(tokens: list[Token]) -> list[Token]:
+    """Give a verb to a sentence that has none: a lexicon tagger calls "lives" a plural noun.
+
+    Only where no finite verb stands in the first clause, and the word follows a noun or pronoun
+    and is followed by what follows verbs.
+    """
+    stop = next(
+        (n for n, t in enumerate(tokens) if t.low in (";", ":", "and", "but", "who", "which")),
+        len(tokens),
+    )
+    if any(t.tag in _FINITE or t.low in BE | HAVE | DO for t in tokens[:stop]):
+        return tokens
+    for at in range(1, min(stop, len(tokens) - 1)):
+        token, before, after = tokens[at], tokens[at - 1], tokens[at + 1]
+        if token.text[0].isupper() or before.tag not in (*_NOUN, "PRP", "RB", "CD", ","):
+            continue
+        follows = after.tag in (
+            "DT",
+            "PRP$",
+            "PRP",
+            "NNP",
+            "IN",
+            "TO",
+            "CD",
+            "RB",
+            "JJ",
+            "NNS",
+            "POS",
+        )
+        if token.tag == "VBN" or token.tag == "VBD":
+            return [*tokens[:at], _as(token, "VBD"), *tokens[at + 1 :]]
+        if token.tag == "NNS" and follows and before.tag in ("NN", "NNP", "PRP", "RB"):
+            return [*tokens[:at], _as(token, "VBZ"), *tokens[at + 1 :]]
+        if token.tag in ("NN", "VB") and follows and before.tag in ("PRP", "NNS"):
+            return [*tokens[:at], _as(token, "VBP"), *tokens[at + 1 :]]
+    return tokens
+
+
+def _as(token: Token, tag: str) -> Token:
+    return Token(token.text, tag, token.start, token.end, token.spaced)
+
+
+def read_clause(tokens: list[Token]) -> tuple[Clause, int] | None:
+    """Return the main clause of a sentence and the position where it ends.
+
+    None where the sentence is a question, a command, negated, conditional, or not understood.
+    """
+    tokens = repaired_verbs(tokens)
+    reader = Reader(tokens)
+    at = 0
+    while at < len(tokens) and (
+        tokens[at].tag in ("CC", "UH", ",")
+        or tokens[at].low in ("so", "then", "yes", "well", "anyway")
+    ):
+        at += 1
+    at, fronted = _fronted(reader, at)
+    start = at
+    end = reader.noun_phrase(at)
+    if end == at or end >= len(tokens):
+        return None
+    end = _with_attributes(reader, end)
+    subject = reader.part(start, end)
+    at = _after_insertion(reader, end)
+    group = reader.verb_group(at)
+    if group is None:
+        return None
+    verb, at = group
+    rest, stop = reader.phrases(at)
+    clause = Clause(tuple(fronted), subject, verb, tuple(rest))
+    parts = (*subject, *verb.tokens, *_all(clause.rest), *_all(clause.fronted))
+    said = {token.low for token in parts if token.tag != "NNP"}
+    if said & NEGATIVE or said & UNREAL or reader.low(stop) in ("if", "unless", "not", "no"):
+        return None
+    if reader.tag(stop) in ("VBD", "VBZ", "MD", "VBP") or (
+        reader.tag(stop) == "VBN" and verb.aux is None
+    ):
+        return None  # a second finite verb: what was read as the verb was a participle
+    return clause, stop
+
+
+def _all(phrases: tuple[Phrase, ...]) -> Iterator[Token]:
+    for phrase in phrases:
+        yield from phrase.tokens
+
+
+def _fronted(reader: Reader, at: int) -> tuple[int, list[Phrase]]:
+    """Read "In 1987," "Last week" "On the hill," before the subject."""
+    begin = at
+    found: list[Phrase] = []
+    if reader.tag(at) in _ADVERB and reader.tag(at + 1) == ",":
+        return at + 2, []
+    while reader.tag(at) in ("IN", "TO") and reader.low(at) not in (
+        "that",
+        "if",
+        "because",
+        "as",
+        "like",
+    ):
+        end = reader.noun_phrase(at + 1)
+        if end == at + 1 or reader._clause_at(end):
+            return begin, []
+        found.append(Phrase("PP", reader.part(at, end), 1))
+        at = end
+    if not found:
+        end = reader.plain_noun_phrase(at)
+        if end > at and is_time(reader.part(at, end)) and not reader._clause_at(end):
+            found.append(Phrase("NP", reader.part(at, end)))
+            at = end
+    if not found:
+        return begin, []
+    if reader.tag(at) == ",":
+        return at + 1, found
+    if reader.noun_phrase(at) > at and is_time(found[-1].inner):
+        return at, found
+    return begin, []
+
+
+def _with_attributes(reader: Reader, at: int) -> int:
+    """Return the end of the subject with "at Harrow Mill", "for the harbour" after its noun."""
+    end = at
+    while reader.tag(end) == "IN" and reader.low(end) not in ("that", "if", "because", "as"):
+        inner = reader.noun_phrase(end + 1)
+        if inner == end + 1:
+            return at
+        end = inner
+    return end if reader.verb_group(end) is not None else at
+
+
+def _after_insertion(reader: Reader, at: int) -> int:
+    """Skip ", the mayor," and ", who runs the yard," between subject and verb."""
+    if reader.tag(at) != "," or at + 1 >= len(reader.tokens):
+        return at
+    for close in range(at + 2, min(at + 16, len(reader.tokens))):
+        if reader.tag(close) == ",":
+            after = reader.verb_group(close + 1)
+            return close + 1 if after is not None else at
+    return at
