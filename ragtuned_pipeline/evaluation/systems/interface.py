@@ -1,0 +1,125 @@
+"""What every answering system takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from ragtuned_pipeline.inference.engine import ChatEngine, Message, chat
+from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
+from ragtuned_pipeline.settings import EMBEDDED_MODEL, EvaluationSettings
+
+# The same words to every system that is told anything, so that no system wins or loses by length.
+ANSWER_LENGTH = "Answer directly and in full, in no more words than that takes."
+
+EngineLoader = Callable[[str, Path | None, int], ChatEngine]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a system may use to answer.
+
+    Args:
+        documents: the corpus.
+        settings: lengths and retrieval numbers, the same for all.
+        base_model: the setting tuning.base_model.
+        adapter: the tuned adapter's folder.
+        system_message: what the training rows say before a question, None where they say nothing.
+        load_engine: (base model, adapter or None, batch size) to an engine; tests give a small one.
+    """
+
+    documents: pa.Table
+    settings: EvaluationSettings
+    base_model: str
+    adapter: Path | None
+    system_message: str | None = None
+    load_engine: EngineLoader = TransformersEngine
+
+    @property
+    def follows_instructions(self) -> bool:
+        """The embedded base model knows questions and answers only; told more, it answers worse."""
+        return self.base_model != EMBEDDED_MODEL
+
+    def conversation(self, question: str) -> list[Message]:
+        """The question as every generating system is asked it."""
+        if not self.follows_instructions:
+            return chat(question, self.system_message)
+        told = f"{self.system_message} {ANSWER_LENGTH}" if self.system_message else ANSWER_LENGTH
+        return chat(question, told)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer; `seconds` is its share of the batch, `context_ids` name the texts given."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    context_ids: tuple[str, ...] = ()
+
+
+class Answerer(Protocol):
+    """A system ready to answer; `description` says in a clause what it is."""
+
+    @property
+    def description(self) -> str: ...
+
+    def answer(self, questions: Sequence[str]) -> list[Answer]: ...
+
+
+@dataclass(frozen=True)
+class SkippedSystem:
+    """Why a system cannot take part: a whole sentence."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    """`answers` table rows of one system, and its description."""
+
+    answers: pa.Table
+    description: str
+
+
+class System(Protocol):
+    """Loads what a system needs, or says why it is skipped."""
+
+    def __call__(self, setup: Setup) -> Answerer | SkippedSystem: ...
+
+
+@dataclass(frozen=True)
+class ClosedBook:
+    """A model that answers from its weights alone."""
+
+    description: str
+    setup: Setup
+    engine: ChatEngine
+
+    def answer(self, questions: Sequence[str]) -> list[Answer]:
+        conversations = [self.setup.conversation(question) for question in questions]
+        return replies(self.engine, conversations, self.setup.settings.max_answer_tokens)
+
+
+def replies(
+    engine: ChatEngine,
+    conversations: Sequence[Sequence[Message]],
+    max_tokens: int,
+    context_ids: Sequence[tuple[str, ...]] | None = None,
+) -> list[Answer]:
+    """Return the engine's replies as answers, each with the ids of the texts it was given."""
+    given = context_ids or [()] * len(conversations)
+    return [
+        Answer(reply.text, reply.prompt_tokens, reply.completion_tokens, reply.seconds, ids)
+        for reply, ids in zip(engine.generate(conversations, max_tokens), given, strict=True)
+    ]
+
+
+def with_texts(question: str, texts: Sequence[str]) -> str:
+    """Return the question with texts before it, as every system that is given texts puts it."""
+    return "\n\n".join(["Texts:", *texts, f"Question, to be answered from the texts: {question}"])
