@@ -25,10 +25,10 @@ from ragtuned_pipeline.graph.statements import Link, Place, links
 from ragtuned_pipeline.ids import content_id
 from ragtuned_pipeline.settings import GraphSettings
 
-_PEOPLE_KEYS = re.compile(
-    r"(?i)^\W*(?:(?:participants?|hosts?|guests?|authors?|speakers?|from|to|cc)\s*:|by\s)"
+_LINE = re.compile(r"[^\n]+")
+_PEOPLE_KEY = re.compile(
+    r"(?i)\W*(?:(?:participants?|hosts?|guests?|authors?|speakers?|from|to|cc)\s*:|by\s)\s*"
 )
-_KEY = re.compile(r"^[^:\n]{1,24}:\s*")
 _FIRST_PERSON = frozenset(["i", "me", "my", "mine", "myself"])
 _THIRD_PERSON = {"he": w.PERSON, "she": w.PERSON, "it": None}
 
@@ -45,7 +45,7 @@ class GraphTables:
 
 @dataclass(frozen=True)
 class _Line:
-    """A sentence of the corpus, or a line of a document's head (`head`), which states nothing."""
+    """A sentence of the corpus, or a header line that lists people (`head`)."""
 
     document: int
     start: int
@@ -53,7 +53,6 @@ class _Line:
     text: str
     speaker: str | None
     head: bool = False
-    people: bool = False  # a head line that lists people
 
 
 def extract(
@@ -92,18 +91,22 @@ def _lines(number: int, row: dict[str, Any]) -> list[_Line]:
     text = row["text"] or ""
     sentences = sentences_of(text, row["format"])
     found = [_Line(number, s.start, s.end, s.text, s.speaker) for s in sentences]
-    head_end = sentences[0].start if sentences else len(text)
-    head: list[_Line] = []
-    at = 0
-    for line in text[:head_end].split("\n"):
-        key = _KEY.match(line)
-        start = at + (key.end() if key else 0)
-        words = " ".join(text[start : at + len(line)].split())
-        if words and (not key or _PEOPLE_KEYS.match(line)):
-            people = bool(_PEOPLE_KEYS.match(line))
-            head.append(_Line(number, start, at + len(line), words, None, True, people))
-        at += len(line) + 1
-    return head + found
+    # What no sentence holds is header lines; some of them list people.
+    edges = [0, *(edge for s in sentences for edge in (s.start, s.end)), len(text)]
+    for a, b in zip(edges[::2], edges[1::2], strict=True):
+        if b - a > 4 and "\n" in text[a:b] or a == 0:
+            found += _people_lines(number, text, a, b)
+    return sorted(found, key=lambda line: line.start)
+
+
+def _people_lines(number: int, text: str, start: int, end: int) -> Iterable[_Line]:
+    for match in _LINE.finditer(text, start, end):
+        key = _PEOPLE_KEY.match(match[0])
+        if key:
+            words = " ".join(match[0][key.end() :].split())
+            if words:
+                at = match.start() + key.end()
+                yield _Line(number, at, match.end(), words, None, head=True)
 
 
 def _read_names(lines: Sequence[_Line]) -> tuple[list[Tokens], list[list[Mention]]]:
@@ -133,7 +136,7 @@ def _places(
             whole.append(Mention(0, 0, line.speaker, "", False, False, ((w.PERSON, 5),)))
         positions.append(len(whole) - 1 if line.speaker and _is_personal(line.speaker) else -1)
         for mention in found:
-            if line.people:
+            if line.head:
                 mention = mention._replace(votes=((w.PERSON, 5),))
             positions.append(len(whole))
             whole.append(mention)

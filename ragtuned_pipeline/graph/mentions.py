@@ -27,7 +27,9 @@ _CLOSERS = frozenset("\"”’'»)]*_")
 _PARTNERS = frozenset(
     ["sons", "daughters", "co", "company", "partners", "associates", "brothers", "sisters"]
 )
+_ADDRESS = frozenset(("Mr", "Mr.", "Mrs", "Mrs.", "Ms", "Ms.", "Miss", "Dr", "Dr.", "Prof", "Prof."))
 _PERSON_MONTHS = frozenset(("April", "May", "June", "August"))
+_TITLE_WORDS = frozenset("for in on at to with from by under over and".split())
 _HEADING_WORDS = 4  # fewer capitalised words than this make no headline
 
 
@@ -86,6 +88,7 @@ class Evidence:
     inside: Counter[str] = field(default_factory=Counter)
     lower: Counter[str] = field(default_factory=Counter)
     runs: Counter[str] = field(default_factory=Counter)  # capitalised sequences inside sentences
+    joined: Counter[tuple[str, str]] = field(default_factory=Counter)  # "A and B", A inside
 
     @classmethod
     def of(cls, sentences: Iterable[Tokens], speakers: Iterable[str]) -> Evidence:
@@ -107,6 +110,8 @@ class Evidence:
             if _capital(word) and not starts_sentence(tokens, i):
                 self.inside[word] += 1
                 run.append(word)
+                if len(run) == 1 and tokens.words[i + 1 : i + 2] == ["and"]:
+                    self.joined[word, "".join(tokens.words[i + 2 : i + 3])] += 1
                 continue
             if run:
                 self.runs[" ".join(run)] += 1
@@ -173,7 +178,8 @@ def _may_start(tokens: Tokens, i: int, evidence: Evidence) -> bool:
     low = word.lower()
     following = tokens.words[i + 1] if i + 1 < len(tokens.words) else ""
     if low in w.FUNCTION_WORDS:
-        return False
+        inside = following and _capital(following) and not starts_sentence(tokens, i)
+        return bool(inside) and low in w.NUMBER_WORDS
     if low not in w.CALENDAR:
         return True
     if not following or not _capital(following) or following.lower() in w.CALENDAR:
@@ -203,7 +209,7 @@ def _run_end(tokens: Tokens, first: int, evidence: Evidence) -> int:
         word = words[end]
         low = word.lower()
         if _capital(word):
-            if low in w.CALENDAR or (low in w.FUNCTION_WORDS and w.tag([low])[0] != "CD"):
+            if low in w.CALENDAR or low in w.FUNCTION_WORDS - w.NUMBER_WORDS or word in _ADDRESS:
                 break
             end += 1
             continue
@@ -215,7 +221,7 @@ def _run_end(tokens: Tokens, first: int, evidence: Evidence) -> int:
         end < len(words)
         and words[end].isdigit()
         and len(words[end]) <= 3
-        and words[end - 1].lower() in w.HEADS
+        and w.HEADS.get(words[end - 1].lower()) in {w.GEO, w.OBJECT}
     ):
         end += 1
     return end
@@ -253,13 +259,11 @@ def _joiner(tokens: Tokens, first: int, i: int, evidence: Evidence) -> int:
             w.is_common(head) and head.lower() not in w.HONORIFICS and not w.is_role(head.lower())
         )
         return step + 1 if i == first + 1 and plain and capital_at(i + step) else 0
-    if low == "and" and capital_at(i + 1):
-        if words[i + 1].lower() in _PARTNERS:
-            return 2
-        after = words[i + 2] if i + 2 < len(words) else ""
-        sides = (head, words[i + 1])
-        plain = all(w.is_common(x) and not evidence.is_name(x) for x in sides)
-        return 2 if i == first + 1 and plain and not (after and _capital(after)) else 0
+    if low == "and" and i == first + 1 and capital_at(i + 1):
+        return 2 if _one_name(tokens, i, evidence) else 0
+    if low in _TITLE_WORDS and i == first + 1 and _is_work(tokens, first) and w.is_common(head):
+        step = 2 if i + 1 < len(words) and words[i + 1].lower() in {"the", "a"} else 1
+        return step + 1 if capital_at(i + step) else 0
     if low in {"'s", "'"} and capital_at(i + 1):
         owned = words[i + 1]
         longer = i + 2 < len(words) and _capital(words[i + 2])
@@ -271,9 +275,33 @@ def _joiner(tokens: Tokens, first: int, i: int, evidence: Evidence) -> int:
             return 0
         if low == "'":
             return 2 if head.endswith("s") and owned.lower() in w.HEADS else 0
-        single = i == first + 1 or low == "'"
+        single = i == first + 1 or low == "'" or words[first] in {"St", "St.", "Saint"}
         return 2 if single and w.is_common(owned) and not evidence.runs[owned] else 0
     return 0
+
+
+def _one_name(tokens: Tokens, i: int, evidence: Evidence) -> bool:
+    """Tell whether "A and B ..." with "and" at `i` is one name ("Brine and Timber")."""
+    words = tokens.words
+    head, following = words[i - 1], words[i + 1]
+    if following.lower() in _PARTNERS:
+        return True
+    if head.lower() in w.HONORIFICS:
+        return False
+    end = i + 2
+    while end < len(words) and _capital(words[end]):
+        end += 1
+    times = evidence.joined[head, following]
+    only_here = w.is_common(head) and evidence.inside[head] <= times
+    if end > i + 2:
+        return words[end - 1].lower() in w.HEADS and (times > 1 or only_here)
+    return only_here and w.is_common(following) and times > 0
+
+
+def _is_work(tokens: Tokens, first: int) -> bool:
+    """Tell whether a title of a work may start at `first`: "the novel Salt for the Ferryman"."""
+    before = tokens.words[first - 1].lower() if first else ""
+    return before in {'"', "“", "‘", "*", "_"} or w.NOUN_KINDS.get(before) == w.OBJECT
 
 
 def _mention(
@@ -296,7 +324,6 @@ def _mention(
         return None
     if last - first == 1 and not honorific and not _single(tokens, first, evidence, headline):
         return None
-    text = _join(words[first:last])
     before = words[first - 1 - len(honorific)].lower() if first > len(honorific) else ""
     weak = (
         last - first == 1
@@ -305,7 +332,16 @@ def _mention(
         and not evidence.is_name(words[first])
     )
     votes = _votes(tokens, first, last, before, bool(honorific))
+    if before in {"at", "in", "to", "from", "outside"} and _ends_in_possessive(tokens, last):
+        last += 1  # "at Quillon's": a shop or a house
+    text = _join(words[first:last])
     return Mention(first, last, text, " ".join(honorific), before == "the", weak, votes)
+
+
+def _ends_in_possessive(tokens: Tokens, last: int) -> bool:
+    if last >= len(tokens.words) or tokens.words[last] != "'s":
+        return False
+    return last + 1 >= len(tokens.words) or tokens.tags[last + 1] in {"IN", ".", ",", "CC", "TO"}
 
 
 def _drop_common_start(
@@ -361,7 +397,7 @@ def _votes(
     after = words[last].lower() if last < len(words) else ""
     second = words[last + 1].lower() if last + 1 < len(words) else ""
     third = words[last + 2].lower() if last + 2 < len(words) else ""
-    if before in w.PLACE_PREPOSITIONS:
+    if before in w.PLACE_PREPOSITIONS and after != "'s":
         votes[w.GEO] += 2 if before == "in" else 1
     if before == "of" and first > 1:
         noun = words[first - 2].lower()

@@ -68,7 +68,10 @@ def resolve(documents: Sequence[Sequence[Mention]]) -> Resolution:
     for mentions in documents:
         for mention in mentions:
             forms[_key(mention.name)].add(mention)
-    kinds = {key: _kind(key, form) for key, form in forms.items()}
+    definite = {
+        key for key, form in forms.items() if form.definite * 2 > form.count and " " not in key
+    }
+    kinds = {key: _kind(form, definite) for key, form in forms.items()}
     roots = _full_names(forms, kinds)
     short = _short_forms(forms, kinds, roots)
     owners = [_assign(mentions, forms, roots, short) for mentions in documents]
@@ -83,26 +86,42 @@ def _parts(key: str) -> list[str]:
     return [part for part in key.replace("'s ", " 's ").split() if part != "'s"]
 
 
-def _kind(key: str, form: _Form) -> str:
-    """Return the type that a form's own words and its occurrences speak for most."""
-    spelling = _best(form.spellings)
-    parts = spelling.split()
-    votes = Counter(form.votes)
+def _kind(form: _Form, definite: set[str]) -> str:
+    """Return the type that a form's own words and its occurrences speak for most.
+
+    `definite` holds the one-word forms that mostly follow "the".
+    """
+    parts = _best(form.spellings).split()
+    votes = form.votes
     own = name_kind(parts)
+    mostly_definite = form.definite * 2 > form.count
     if own:
         votes[own] += _HEAD_VOTES * form.count
-    elif len(parts) in (2, 3) and form.definite * 2 <= form.count:
-        plain = w.is_common(parts[0]) or any(
-            part.lower() in _SMALL - w.NAME_JOINERS for part in parts
-        )
-        if not plain:
-            votes[w.PERSON] += 2 * form.count
-    form.votes = votes
+    elif len(parts) in (2, 3) and not mostly_definite:
+        votes[w.PERSON] += form.count * _person_name(parts, votes[w.PERSON] > 0, definite)
     if votes:
         return max(w.TYPES, key=lambda kind: votes[kind])
-    if len(parts) == 1:
-        return w.OBJECT if form.definite * 2 > form.count else w.PERSON
-    return w.OBJECT if form.definite * 2 > form.count else w.ORGANIZATION
+    if mostly_definite:
+        return w.OBJECT
+    return w.PERSON if len(parts) == 1 else w.ORGANIZATION
+
+
+def _person_name(parts: list[str], spoken_of: bool, definite: set[str]) -> int:
+    """Return how much two or three words without a telling head look like a person's name: 0-2."""
+    if _is_initial(parts[0]):
+        return 2
+    small = any(part.lower() in _SMALL - w.NAME_JOINERS for part in parts)
+    if small or w.is_common(parts[0]):
+        return 0
+    if parts[-1].casefold() in definite:
+        return int(w.tagger_lexicon().get(parts[0], "") == "NNP")
+    if not w.is_common(parts[-1]) or spoken_of:
+        return 2
+    return int(len(parts) == 2)
+
+
+def _is_initial(part: str) -> bool:
+    return len(part) == 2 and part[0].isupper() and part[1] == "."
 
 
 def _best(counted: Counter[str]) -> str:
@@ -159,7 +178,8 @@ def _short_forms(
             by_last[parts[-1]].add(root)
             continue
         for cut in range(1, len(parts)):
-            by_tail[" ".join(parts[cut:])].add(root)
+            if parts[cut - 1] not in _SMALL and parts[cut] not in _SMALL:
+                by_tail[" ".join(parts[cut:])].add(root)
             by_start[" ".join(parts[:cut])].add(root)
         initials = "".join(part[0] for part in parts if part not in _SMALL)
         if len(initials) > 1:
@@ -167,7 +187,7 @@ def _short_forms(
     found: dict[str, list[str]] = {}
     for key, form in sorted(forms.items()):
         fits = _candidates(
-            key, form, kinds, by_first, by_last, by_tail, by_start, by_initials, holders
+            key, form, forms, kinds, by_first, by_last, by_tail, by_start, by_initials, holders
         )
         fits.discard(key)
         if fits:
@@ -178,6 +198,7 @@ def _short_forms(
 def _candidates(
     key: str,
     form: _Form,
+    forms: dict[str, _Form],
     kinds: dict[str, str],
     by_first: dict[str, set[str]],
     by_last: dict[str, set[str]],
@@ -188,7 +209,7 @@ def _candidates(
 ) -> set[str]:
     parts = _parts(key)
     if len(parts) == 1:
-        spelling = _best(form.spellings).replace(".", "")
+        spelling = _best(form.spellings).replace(".", "").replace("&", "")
         if spelling.isupper() and by_initials.get(spelling.lower()):
             return set(by_initials[spelling.lower()])
         people = by_first[key] | by_last[key]
@@ -201,12 +222,15 @@ def _candidates(
             return set(by_tail[key])
         if len(by_tail[key]) == 1 and not form.weak and holders[key] == 1:
             return set(by_tail[key])
-        if len(by_start[key]) == 1 and holders[key] == 1 and kinds[key] not in {w.GEO}:
-            return set(by_start[key])
+        if len(by_start[key]) == 1 and holders[key] == 1 and not form.definite * 2 > form.count:
+            (full,) = by_start[key]
+            if kinds[key] != w.GEO and form.count <= forms[full].count:
+                return {full}
         return set()
     if kinds[key] == w.PERSON and not name_kind(_best(form.spellings).split()):
         return set()
-    return set(by_tail[key]) if len(by_tail[key]) == 1 else set()
+    fits = by_tail[key]
+    return set(fits) if len(fits) == 1 and kinds[key] == kinds[min(fits)] else set()
 
 
 def _assign(
@@ -267,7 +291,7 @@ def _things(
     things = []
     for owner in order:
         kind = kinds[owner]
-        counted = votes[owner] + Counter({kind: 1})
+        counted = votes[owner] + Counter({kind: 3})
         if name_kind(titles[owner].split()) == kind:
             counted[kind] += _HEAD_VOTES
         best = max(w.TYPES, key=lambda name: (counted[name], name == kind))

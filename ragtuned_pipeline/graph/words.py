@@ -54,7 +54,12 @@ FUNCTION_WORDS = _words(
     "more most many much few fewer less least several enough last next first second third "
     "please let lets let's two three four five six seven eight nine ten eleven twelve twenty "
     "thirty forty fifty hundred thousand half am pm hmm hm um uh er mm ha haha wow aha gosh "
-    "goodness alas amen cheers bye goodbye morning evening night afternoon"
+    "goodness alas amen cheers bye goodbye"
+)
+# Function words that may yet begin a name where a capitalised word follows ("the Second Plover").
+NUMBER_WORDS = _words(
+    "first second third fourth fifth one two three four five six seven eight nine ten eleven "
+    "twelve twenty hundred thousand"
 )
 
 MONTHS = _words(
