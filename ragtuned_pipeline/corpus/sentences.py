@@ -173,6 +173,11 @@ class _Block:
     date: str | None = None
 
 
+def is_turn(line: str) -> bool:
+    """Return whether `line` has the form `Speaker: words`."""
+    return _TURN.match(line) is not None
+
+
 def looks_like_chat(text: str) -> bool:
     """Return whether `text` is a chat log or a transcript.
 
@@ -228,7 +233,9 @@ def sentences_of(document_text: str, document_format: str) -> list[Sentence]:
         document_text: the text of a document.
         document_format: its `format`: "chat" texts are read as turns, all others as prose.
     """
-    blocks = list(_blocks(document_text, document_format == "chat", headers=True))
+    # A record's header is its other fields; a line `date: ...` of a record is part of its text.
+    headers = document_format != "record"
+    blocks = list(_blocks(document_text, document_format == "chat", headers))
     first = _first_of(blocks)
     return [
         Sentence(
