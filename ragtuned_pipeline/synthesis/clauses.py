@@ -51,7 +51,7 @@ DEICTIC = word_set(
 )
 NEGATIVE = word_set(
     """
-    not no never nobody nothing none neither nor nowhere hardly barely scarcely cannot without
+    not no never nobody nothing none neither nor nowhere hardly barely scarcely cannot
     """
 )
 UNREAL = word_set(
@@ -173,6 +173,7 @@ class Clause:
     subject: tuple[Token, ...]
     verb: VerbGroup
     rest: tuple[Phrase, ...]
+    source: tuple[Token, ...] = ()  # who says it, in reported speech
 
 
 @cache
@@ -269,6 +270,8 @@ def _clitic(
 
 def _repaired(word: str, tag: str, before: Token | None) -> str:
     low = word.lower()
+    if before is None and word.istitle() and tag != "NNP" and lexicon_tag(low) is None:
+        return "NNP"
     if low in MONTHS and word[0].isupper():
         # "May" opens a question or a wish only at the start of a sentence.
         return "NNP"
@@ -306,6 +309,17 @@ class Reader:
 
     def low(self, at: int) -> str:
         return self.tokens[at].low if at < len(self.tokens) else ""
+
+    def repair(self, at: int) -> None:
+        """Give a verb to the clause at `at` where the tagger found none."""
+        self.tokens[at:] = repaired_verbs(self.tokens[at:])
+
+    def boundary(self, at: int) -> int:
+        """Return the first position behind `at` where another clause may start."""
+        for mark in range(at + 1, len(self.tokens)):
+            if self.low(mark) in (";", ":", "and", "but", "so", "\u2013", "\u2014"):
+                return mark + 1
+        return len(self.tokens)
 
     def part(self, start: int, end: int) -> tuple[Token, ...]:
         return tuple(self.tokens[start:end])
@@ -596,42 +610,123 @@ def _as(token: Token, tag: str) -> Token:
     return Token(token.text, tag, token.start, token.end, token.spaced)
 
 
-def read_clause(tokens: list[Token]) -> tuple[Clause, int] | None:
-    """Return the main clause of a sentence and the position where it ends.
+def read_clauses(tokens: list[Token]) -> list[Clause]:
+    """Return the clauses of a sentence that state something, in order, at most four.
 
-    None where the sentence is a question, a command, negated, conditional, or not understood.
+    Questions, commands, negated and conditional clauses and what is not understood are left out.
     """
-    tokens = repaired_verbs(tokens)
-    reader = Reader(tokens)
-    at = 0
-    while at < len(tokens) and (
-        tokens[at].tag in ("CC", "UH", ",")
-        or tokens[at].low in ("so", "then", "yes", "well", "anyway")
+    cut = next((n for n, t in enumerate(tokens) if t.low in _CONDITIONS), len(tokens))
+    reader = Reader([*tokens[:cut], *tokens[-1:]] if cut < len(tokens) else tokens)
+    found: list[Clause] = []
+    at, shared = 0, None
+    while at < len(reader.tokens) and len(found) < 4:
+        reader.repair(at)
+        read = _read_clause(reader, at, shared)
+        if read is None and reader.low(at) in _SUBORDINATORS:
+            read = _after_subordinate(reader, at)
+        if read is None:
+            at, shared = reader.boundary(at), None
+            continue
+        clause, stop = read
+        if _states(clause, reader, stop):
+            found.append(clause)
+        at, shared = _next_start(reader, stop, clause)
+    return found
+
+
+_CONDITIONS = word_set("if unless whether")
+_SUBORDINATORS = word_set("when while as after before since because although though once until")
+_REPORTING = word_set(
+    "say tell write report announce explain claim argue add note promise warn declare state admit "
+    "insist confirm reply answer recall"
+)
+_OPINION = word_set(
+    "think believe hope suppose wish wonder doubt guess expect pretend imagine seem want fear feel"
+)
+
+
+def _read_clause(reader: Reader, at: int, shared: Clause | None) -> tuple[Clause, int] | None:
+    """Read one clause; `shared` gives its subject where it starts with its verb."""
+    openers = ("so", "then", "yes", "well", "anyway", "oh")
+    while reader.tag(at) in ("CC", "UH", ",", ";", ":") or reader.low(at) in openers:
+        at += 1
+        if at >= len(reader.tokens):
+            return None
+    fronted: list[Phrase] = []
+    if shared is not None and (group := reader.verb_group(at)) is not None:
+        subject = shared.subject
+    else:
+        at, fronted = _fronted(reader, at)
+        end = reader.noun_phrase(at)
+        if end == at:
+            return None
+        end = _with_attributes(reader, end)
+        subject = reader.part(at, end)
+        group = reader.verb_group(_after_insertion(reader, end))
+        if group is None:
+            return None
+    verb, at = group
+    main = base_form(verb.main.text) if verb.main is not None else ""
+    if main in _REPORTING:
+        reported = _reported(reader, at, subject)
+        if reported is not None:
+            return reported
+    rest, stop = reader.phrases(at)
+    return Clause(tuple(fronted), subject, verb, tuple(rest)), stop
+
+
+def _reported(reader: Reader, at: int, source: tuple[Token, ...]) -> tuple[Clause, int] | None:
+    """Read what someone says: "said that X opened Y", "told me X opened Y"."""
+    if reader.tag(at) == "PRP" and (
+        reader.low(at + 1) == "that" or reader.plain_noun_phrase(at + 1) > at + 1
     ):
         at += 1
-    at, fronted = _fronted(reader, at)
-    start = at
-    end = reader.noun_phrase(at)
-    if end == at or end >= len(tokens):
+    elif reader.tag(at) == "NNP" and reader.low(reader.plain_noun_phrase(at)) == "that":
+        at = reader.plain_noun_phrase(at)
+    if reader.low(at) == "that":
+        at += 1
+    read = _read_clause(reader, at, None)
+    if read is None:
         return None
-    end = _with_attributes(reader, end)
-    subject = reader.part(start, end)
-    at = _after_insertion(reader, end)
-    group = reader.verb_group(at)
-    if group is None:
-        return None
-    verb, at = group
-    rest, stop = reader.phrases(at)
-    clause = Clause(tuple(fronted), subject, verb, tuple(rest))
-    parts = (*subject, *verb.tokens, *_all(clause.rest), *_all(clause.fronted))
+    clause, stop = read
+    return Clause(clause.fronted, clause.subject, clause.verb, clause.rest, source), stop
+
+
+def _after_subordinate(reader: Reader, at: int) -> tuple[Clause, int] | None:
+    """Read the main clause behind "When I reached home at seven, "."""
+    for comma in range(at + 2, len(reader.tokens)):
+        if reader.tag(comma) == ",":
+            read = _read_clause(reader, comma + 1, None)
+            if read is not None:
+                return read
+    return None
+
+
+def _next_start(reader: Reader, stop: int, clause: Clause) -> tuple[int, Clause | None]:
+    """Return where the next clause starts, and the clause whose subject it may share."""
+    at = stop + 1 if reader.tag(stop) == "," else stop
+    if reader.low(at) in ("and", "but", "then"):
+        return at + 1, clause
+    if reader.low(stop) in (";", ":", "-", "\u2013", "\u2014"):
+        return stop + 1, None
+    return reader.boundary(stop), None
+
+
+def _states(clause: Clause, reader: Reader, stop: int) -> bool:
+    """Say whether the clause states something that holds, and was read to a clean end."""
+    parts = (*clause.subject, *clause.verb.tokens, *_all(clause.rest), *_all(clause.fronted))
     said = {token.low for token in parts if token.tag != "NNP"}
-    if said & NEGATIVE or said & UNREAL or reader.low(stop) in ("if", "unless", "not", "no"):
-        return None
-    if reader.tag(stop) in ("VBD", "VBZ", "MD", "VBP") or (
-        reader.tag(stop) == "VBN" and verb.aux is None
-    ):
-        return None  # a second finite verb: what was read as the verb was a participle
-    return clause, stop
+    unreal = UNREAL - {"would"} if clause.source else UNREAL
+    if said & NEGATIVE or said & unreal or reader.low(stop) in ("not", "no"):
+        return False
+    main = clause.verb.main
+    if main is not None and base_form(main.text) in _OPINION and not clause.rest:
+        return False
+    if main is not None and reader.low(stop) in ("that", "how", "what", "why") and not clause.rest:
+        return False
+    if reader.tag(stop) in ("VBD", "VBZ", "MD", "VBP", "VB"):
+        return False  # a second finite verb: what was read as the verb was a participle
+    return not (reader.tag(stop) == "VBN" and clause.verb.aux is None)
 
 
 def _all(phrases: tuple[Phrase, ...]) -> Iterator[Token]:

@@ -26,7 +26,7 @@ from ragtuned_pipeline.synthesis.clauses import (
     base_form,
     is_time,
     lexicon_tag,
-    read_clause,
+    read_clauses,
     third_person,
     tokenise,
     word_set,
@@ -83,6 +83,12 @@ _MOTION = word_set(
     go move come travel walk drive sail return run fly ride cycle get head
     """
 )
+# Verbs after which "in the drawer" says where, and not what the verb is about.
+_SETTLED = word_set(
+    "live work stand sit sleep stay lie hang meet wait park find leave keep hold build open die "
+    "stop land eat spend wake grow play perform study teach happen take begin end start bury hide"
+)
+_AT_PERSON = word_set("look laugh smile shout stare aim point glance swear")
 _HUMAN = word_set(
     """
     say tell think know write buy marry teach want ask love hate work live sing paint cook lend
@@ -137,45 +143,44 @@ def facts_of(
             for the choice between "who" and "what"; unknown names are guessed by their words.
     """
     text = " ".join(statement.text.split())
-    if not 12 <= len(text) <= 400 or text.endswith(("?", ":")):
+    if not 12 <= len(text) <= 500 or text.endswith(("?", ":")):
         return []
+    if statement.speaker is None and not text.endswith((".", "!", '"', "”", ")")):
+        return []  # a heading
     kinds = kinds or {}
-    quoted = _quotation_facts(text, statement)
-    if quoted or any(mark in text for mark in '"“”«»'):
+    quoted = _quotation_facts(text)
+    if quoted:
         return quoted
+    if text[0] in '"“':
+        if re.search(r"(?i)\b(?:i|we|my|our|me|us|you)\b", text):
+            return []  # said by someone this sentence does not name
+        text = text.strip('"“”')
     tokens = _resolve_speaker(tokenise(text), statement.speaker)
-    if tokens is None:
-        return []
-    appositions = _apposition_facts(tokens, kinds)
-    read = read_clause(tokens)
-    if read is None:
-        return appositions[:limit]
-    clause, _ = read
-    made = [*_clause_facts(clause, kinds), *appositions]
-    anchored = [_anchored(fact, clause, statement) for fact in made]
-    return [fact for fact in anchored if fact is not None][:limit]
+    made: list[SentenceFact] = []
+    for clause in read_clauses(tokens):
+        for fact in _clause_facts(clause, kinds):
+            anchored = _anchored(fact, clause, statement)
+            if anchored is not None:
+                made.append(anchored)
+    return [*made, *_apposition_facts(tokens, kinds)][:limit]
 
 
 # ---- speakers -----------------------------------------------------------------------------------
 
 
-def _resolve_speaker(tokens: list[Token], speaker: str | None) -> list[Token] | None:
-    """Write the speaker for "I", "my", "me"; None where the sentence addresses someone ("you")."""
+def _resolve_speaker(tokens: list[Token], speaker: str | None) -> list[Token]:
+    """Write the speaker for "I", "my", "me", "we"."""
     if speaker is None:
         return tokens
     out: list[Token] = []
     for token in tokens:
         low = token.low
-        if low in ("you", "your", "yours", "yourself"):
-            return None
         if low == "i" or (low == "me"):
             out.append(replace(token, text=speaker, tag="NNP"))
         elif low in ("my", "our"):
             out.append(replace(token, text=speaker + "'s", tag="PRP$"))
         elif low in ("we", "us"):
             out.append(replace(token, text=f"{speaker} and the others", tag="PRP"))
-        elif low in ("mine", "ours", "myself", "ourselves"):
-            return None
         elif out and out[-1].text == speaker and low in ("am", "have", "'m"):
             out.append(replace(token, text={"am": "is", "have": "has"}[low], tag="VBZ"))
         elif (
@@ -195,7 +200,7 @@ _QUOTED = re.compile(
 )
 
 
-def _quotation_facts(text: str, statement: Statement) -> list[SentenceFact]:
+def _quotation_facts(text: str) -> list[SentenceFact]:
     found = _QUOTED.match(text)
     if found is None:
         return []
@@ -305,6 +310,58 @@ def _clause_facts(clause: Clause, kinds: Mapping[str, str]) -> list[SentenceFact
     return [fact for _, fact in facts]
 
 
+def _existential_fact(clause: Clause) -> list[SentenceFact]:
+    """ "There were 31 letters in the box" answers "How many letters were there in the box?"."""
+    if not clause.verb.copula or not clause.rest or clause.rest[0].kind != "NP":
+        return []
+    counted, others = clause.rest[0].tokens, [p.tokens for p in clause.rest[1:]]
+    if counted[0].tag != "CD" or len(counted) == 1 or not others or is_time(counted):
+        return []
+    assert clause.verb.aux is not None
+    be, gold = clause.verb.aux.text.lower(), counted[0].text
+    thing, rest = words(counted[1:]), _join([words(tokens) for tokens in others])
+    return [
+        SentenceFact(
+            asks=f"how many {thing}",
+            gold=gold,
+            direct=f"How many {thing} {be} there {rest}?",
+            indirect=f"how many {thing} there {be} {rest}",
+            cloze=f"There {be} {GAP} {thing} {rest}.",
+            keywords=_keywords([counted[1:], *others]),
+            names=_names(others),
+        )
+    ]
+
+
+# Verbs whose past looks like their base form.
+_UNCHANGED = word_set(
+    "put read let beat cut set hit shut cost hurt spread split burst cast bet shed quit"
+)
+
+
+def _is_plural(subject: tuple[Token, ...]) -> bool:
+    return (
+        subject[-1].tag in ("NNS", "NNPS", "CD")
+        or any(t.low == "and" or t.text.endswith(" and the others") for t in subject)
+        or subject[0].low in ("i", "we", "you", "they", "these", "those")
+        or any(t.tag == "NNS" for t in subject)
+    )
+
+
+def _agrees(clause: Clause) -> bool:
+    """Say whether subject and verb agree in number: where they do not, something was misread."""
+    first = clause.verb.aux or clause.verb.main
+    if first is None or first.low in _UNCHANGED or first.tag not in ("VB", "VBP", "VBZ"):
+        return True
+    if first.tag == "VBZ":
+        return _may_be_singular(clause.subject)
+    return _is_plural(clause.subject)
+
+
+def _may_be_singular(subject: tuple[Token, ...]) -> bool:
+    return not (subject[0].low in ("we", "they", "you") or subject[-1].tag in ("NNS", "NNPS"))
+
+
 _VAGUE = ("it", "this", "that", "these", "those", "there", "one", "everyone")
 
 
@@ -362,7 +419,7 @@ def _ask(
     if time:
         if any(t.low in DEICTIC for t in inner):
             return None
-        if prep in ("in", "on", "at", "during"):
+        if prep in ("in", "on", "at", "during") and _dated(inner):
             return "when", gold, (), 1
         if prep in ("since", "until", "till"):
             return f"{prep} when", gold, (), 2
@@ -370,10 +427,11 @@ def _ask(
             return "how long", gold, (), 2
         return None
     main = base_form(clause.verb.main.text) if clause.verb.main else "be"
+    settled = clause.verb.copula or main in _SETTLED or clause.verb.passive
     if prep in _PLACE and inner[-1].low not in _NOT_PLACE and kinds.get(gold) != "person":
-        if named:
-            return "where", gold, (), 2
-        if inner[0].tag in ("DT", "PRP$") and not _abstract(inner[-1]):
+        if inner[-1].tag == "NNP" and (prep in ("in", "at", "near") or settled):
+            return ("where", gold, (), 2) if main not in _AT_PERSON or prep != "at" else None
+        if inner[0].tag in ("DT", "PRP$") and settled and not _abstract(inner[-1]):
             return "where", words(phrase.tokens), (), 4
         return None
     if prep == "to" and main in _MOTION and (named or inner[0].tag == "DT"):
@@ -448,7 +506,8 @@ def _fact(
         straight = [words(subject), verb.aux.text.lower(), adverbs, chain]
     else:
         assert verb.main is not None
-        helper = {"VBZ": "does", "VBP": "do", "VB": "do"}.get(verb.main.tag, "did")
+        present = {"VBZ": "does", "VBP": "do", "VB": "do"}.get(verb.main.tag, "did")
+        helper = "did" if verb.main.low in _UNCHANGED else present
         inverted = [helper, words(subject), adverbs, base_form(verb.main.text)]
         straight = [words(subject), adverbs, chain]
     phrases = gapped[: len(clause.rest)]
@@ -469,6 +528,8 @@ def _subject_fact(clause: Clause, kinds: Mapping[str, str]) -> tuple[int, Senten
     subject, verb = clause.subject, clause.verb
     if subject[0].tag in ("PRP", "DT", "PRP$", "EX") and not any(t.tag == "NNP" for t in subject):
         return None
+    if subject[0].tag == "CD" and not any(t.tag == "NNP" for t in subject):
+        return None
     if not clause.rest or len(subject) > 10 or subject[0].tag == "PRP":
         return None
     if verb.copula and clause.rest[0].kind != "PP" and clause.rest[0].tokens[0].low != "the":
@@ -478,7 +539,12 @@ def _subject_fact(clause: Clause, kinds: Mapping[str, str]) -> tuple[int, Senten
         return None
     wh = _who(subject, kinds, base_form(verb.main.text) if verb.main else "")
     group = list(verb.tokens)
-    if group[0].tag in ("VBP", "VB") and group[0].low not in BE:
+    if (
+        group[0].tag in ("VBP", "VB")
+        and group[0].low not in BE
+        and verb.main is not None
+        and (group[0].low not in _UNCHANGED)
+    ):
         group[0] = replace(group[0], text=third_person(base_form(group[0].text)))
     others = [p.tokens for p in (*clause.rest, *clause.fronted)]
     after = [words(tokens) for tokens in others]
@@ -576,7 +642,14 @@ def _anchored(fact: SentenceFact, clause: Clause, statement: Statement) -> Sente
     if any(t.tag == "NNP" for t in clause.subject):
         own |= {"his", "her", "its", "their", "himself", "herself", "itself"}
     loose = outside & (PRONOUNS | DEICTIC) - own
+    if statement.speaker is not None and loose & {"you", "your", "yours", "yourself"}:
+        return None
     has_name = bool(fact.names)
+    if clause.source and clause.source[0].tag != "PRP":
+        by = words(_lower_first(clause.source))
+        anchor = None if by in fact.direct else f"according to {by}"
+        if anchor is not None:
+            fact, has_name = _with_anchor(fact, anchor), True
     if has_name and not loose:
         return fact
     content = len(re.findall(r"\w+", fact.keywords))
@@ -584,7 +657,10 @@ def _anchored(fact: SentenceFact, clause: Clause, statement: Statement) -> Sente
         return None
     if statement.anchor is None:
         return None if loose or not has_name else fact
-    anchor = statement.anchor
+    return _with_anchor(fact, statement.anchor)
+
+
+def _with_anchor(fact: SentenceFact, anchor: str) -> SentenceFact:
     return replace(
         fact,
         direct=f"{fact.direct.rstrip('?')}, {anchor}?",
