@@ -19,6 +19,7 @@ import pyarrow as pa
 from ragtuned_pipeline import tables
 from ragtuned_pipeline.corpus.sentences import sentences_of
 from ragtuned_pipeline.graph import words as w
+from ragtuned_pipeline.graph.coreference import Reading, refer
 from ragtuned_pipeline.graph.mentions import Evidence, Mention, Tokens, find_mentions, tokenise
 from ragtuned_pipeline.graph.resolution import NamedThing, resolve
 from ragtuned_pipeline.graph.statements import Link, Place, links
@@ -29,9 +30,6 @@ _LINE = re.compile(r"[^\n]+")
 _PEOPLE_KEY = re.compile(
     r"(?i)\W*(?:(?:participants?|hosts?|guests?|authors?|speakers?|from|to|cc)\s*:|by\s)\s*"
 )
-_FIRST_PERSON = frozenset(["i", "me", "my", "mine", "myself"])
-_THIRD_PERSON = {"he": w.PERSON, "she": w.PERSON, "it": None}
-
 
 @dataclass(frozen=True)
 class GraphTables:
@@ -142,21 +140,19 @@ def _places(
             whole.append(mention)
         address.append(positions)
     resolution = resolve(per_document)
-    places: list[list[Place]] = []
-    previous: tuple[int, str | None, int] = (-1, None, -1)  # document, speaker, subject
+    honorifics: list[list[str]] = [[] for _ in resolution.things]
+    readings: list[Reading] = []
     for line, found, tokens, positions in zip(lines, mentions, parsed, address, strict=True):
         owners = resolution.owners[line.document]
-        here = [
-            Place(mention.first, mention.last, owners[position])
-            for mention, position in zip(found, positions[1:], strict=True)
-            if owners[position] >= 0
-        ]
+        named = []
+        for mention, position in zip(found, positions[1:], strict=True):
+            if owners[position] >= 0:
+                named.append(Place(mention.first, mention.last, owners[position]))
+                honorifics[owners[position]].append(mention.honorific)
         speaker = owners[positions[0]] if positions[0] >= 0 else -1
-        subject = previous[2] if previous[:2] == (line.document, line.speaker) else -1
-        here += _pronouns(tokens, speaker, subject, resolution.things)
-        here.sort()
-        places.append(here)
-        previous = (line.document, line.speaker, _subject(here, tokens, subject))
+        readings.append(Reading(line.document, tokens, tuple(named), speaker, line.head))
+    types = [thing.type for thing in resolution.things]
+    places = refer(readings, types, [" ".join(each) for each in honorifics])
     return resolution.things, places
 
 
@@ -173,30 +169,6 @@ def _is_personal(speaker: str) -> bool:
         "unknown",
         "narrator",
     }
-
-
-def _pronouns(
-    tokens: Tokens, speaker: int, subject: int, things: Sequence[NamedThing]
-) -> list[Place]:
-    """Return the places of "I" (the speaker) and of an opening he, she or it (the last subject)."""
-    found = []
-    for i, word in enumerate(tokens.words):
-        low = word.lower()
-        if speaker >= 0 and low in _FIRST_PERSON:
-            found.append(Place(i, i + 1, speaker))
-            break
-    if tokens.words and subject >= 0:
-        low = tokens.words[0].lower()
-        if low in _THIRD_PERSON:
-            person = things[subject].type == w.PERSON
-            if person == (_THIRD_PERSON[low] == w.PERSON):
-                found.append(Place(0, 1, subject))
-    return found
-
-
-def _subject(places: Sequence[Place], tokens: Tokens, before: int) -> int:
-    """Return the thing a following pronoun stands for: the one named first, else the one before."""
-    return places[0].thing if places else before
 
 
 def _stated(

@@ -214,15 +214,16 @@ def _candidates(
             return set(by_initials[spelling.lower()])
         people = by_first[key] | by_last[key]
         votes = form.votes
-        if people and not form.definite * 2 > form.count:
+        mostly_definite = form.definite * 2 > form.count
+        if people and not mostly_definite:
             other = max(votes[kind] for kind in w.TYPES if kind != w.PERSON)
             if other <= 1 or votes[w.PERSON] >= other or form.honorifics:
                 return people
-        if by_tail[key] and form.definite * 2 > form.count:
-            return set(by_tail[key])
+        if mostly_definite and (w.is_common(key) or holders[key] == 1):
+            return set(by_tail[key] or by_last[key])
         if len(by_tail[key]) == 1 and not form.weak and holders[key] == 1:
             return set(by_tail[key])
-        if len(by_start[key]) == 1 and holders[key] == 1 and not form.definite * 2 > form.count:
+        if len(by_start[key]) == 1 and holders[key] == 1 and not mostly_definite:
             (full,) = by_start[key]
             if kinds[key] != w.GEO and form.count <= forms[full].count:
                 return {full}
