@@ -1,0 +1,152 @@
+"""What "I", "she" and "it" stand for, as far as the sentences just before tell.
+
+Light on purpose: the person last spoken of as a subject for he and she, the thing last spoken of
+for it and they, the speaker for I. Whether a person is he or she is a vote over the whole corpus.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ragtuned_pipeline.graph import words as w
+from ragtuned_pipeline.graph.mentions import Tokens
+from ragtuned_pipeline.graph.statements import Place
+
+_SPEAKER = frozenset("i me my mine myself".split())
+_HE = frozenset("he him his himself".split())
+_SHE = frozenset("she her hers herself".split())
+_THING = frozenset("it its itself they their them".split())
+_MALE = frozenset("mr sir lord king prince duke baron count father brother uncle".split())
+_FEMALE = frozenset("mrs ms miss dame lady queen princess duchess mother sister aunt".split())
+_MALE_KIN = frozenset(
+    "father dad son brother uncle nephew grandfather grandad grandson husband widower stepfather "
+    "stepson brother-in-law father-in-law son-in-law godfather great-uncle great-grandfather "
+    "half-brother boyfriend fiancé chairman".split()
+)
+_FEMALE_KIN = frozenset(
+    "mother mum daughter sister aunt niece grandmother granddaughter wife widow stepmother "
+    "stepdaughter sister-in-law mother-in-law daughter-in-law godmother great-aunt "
+    "great-grandmother half-sister girlfriend fiancée chairwoman".split()
+)
+_AGE = 3  # sentences for which a subject stays in mind
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One sentence: its document, tokens, named things and speaker (-1 for none).
+
+    `head`: a header line, of which no pronoun speaks.
+    """
+
+    document: int
+    tokens: Tokens
+    named: tuple[Place, ...]
+    speaker: int
+    head: bool
+
+
+@dataclass
+class _Mind:
+    """What a reader has in mind: persons and things with the sentence that last named them."""
+
+    persons: list[tuple[int, int]]
+    things: list[tuple[int, int]]
+
+
+def refer(
+    readings: Sequence[Reading], types: Sequence[str], honorifics: Sequence[str]
+) -> list[list[Place]]:
+    """Return each sentence's places, those of pronouns among them, in the order of its words.
+
+    Args:
+        readings: the sentences of the corpus, each document's in order.
+        types: the type of each thing.
+        honorifics: the honorifics of each thing, joined by spaces.
+    """
+    votes = _gender_votes(readings, types, honorifics)
+    mind = _Mind([], [])
+    document = -1
+    places = []
+    for number, reading in enumerate(readings):
+        if reading.document != document:
+            mind, document = _Mind([], []), reading.document
+        here = sorted([*reading.named, *_pronouns(reading, types, votes, mind, number)])
+        if not reading.head:
+            _remember(mind, here, reading, types, number)
+        places.append(here)
+    return places
+
+
+def _gender_votes(
+    readings: Sequence[Reading], types: Sequence[str], honorifics: Sequence[str]
+) -> dict[int, int]:
+    """Return for each person the he votes less the she votes."""
+    votes: Counter[int] = Counter()
+    for thing, words in enumerate(honorifics):
+        for word in words.lower().replace(".", "").split():
+            votes[thing] += 5 * ((word in _MALE) - (word in _FEMALE))
+    for reading in readings:
+        for place in reading.named:
+            before = reading.tokens.words[place.first - 1] if place.first else ""
+            votes[place.thing] += 3 * ((before in _MALE_KIN) - (before in _FEMALE_KIN))
+    last = (-1, -1)  # document, the only person of the sentence before
+    for reading in readings:
+        persons = {place.thing for place in reading.named if types[place.thing] == w.PERSON}
+        if not persons and last[0] == reading.document and reading.tokens.words:
+            first = reading.tokens.words[0].lower()
+            votes[last[1]] += (first == "he") - (first == "she")
+        last = (reading.document, min(persons)) if len(persons) == 1 else (-1, -1)
+    return dict(votes)
+
+
+def _pronouns(
+    reading: Reading, types: Sequence[str], votes: dict[int, int], mind: _Mind, number: int
+) -> list[Place]:
+    found: list[Place] = []
+    done: set[str] = set()
+    starts = {place.first: types[place.thing] == w.PERSON for place in reading.named}
+    person_before = thing_before = False
+    for i, word in enumerate(reading.tokens.words):
+        if i in starts:
+            person_before |= starts[i]
+            thing_before |= not starts[i]
+        low = word.lower()
+        thing = -1
+        if low in _SPEAKER:
+            kind, thing = "speaker", reading.speaker
+        elif low in _HE or low in _SHE:
+            kind = "person"
+            if not person_before:
+                male = low in _HE
+                thing = _person(mind, votes, male, reading.speaker, number)
+        elif low in _THING:
+            kind = "thing"
+            if not thing_before and mind.things and number - mind.things[-1][1] <= 1:
+                thing = mind.things[-1][0]
+        else:
+            continue
+        if thing >= 0 and kind not in done:
+            done.add(kind)
+            found.append(Place(i, i + 1, thing))
+    return found
+
+
+def _person(mind: _Mind, votes: dict[int, int], male: bool, speaker: int, number: int) -> int:
+    for thing, at in reversed(mind.persons):
+        vote = votes.get(thing, 0)
+        contrary = vote < 0 if male else vote > 0
+        if thing != speaker and not contrary and number - at <= _AGE:
+            return thing
+    return -1
+
+
+def _remember(
+    mind: _Mind, here: Sequence[Place], reading: Reading, types: Sequence[str], number: int
+) -> None:
+    """Move the things of a sentence to the front of the mind, its first ones foremost."""
+    for place in reversed(here):
+        known = mind.persons if types[place.thing] == w.PERSON else mind.things
+        known[:] = [(thing, at) for thing, at in known[-8:] if thing != place.thing]
+        known.append((place.thing, number))
