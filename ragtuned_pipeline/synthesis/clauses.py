@@ -260,7 +260,8 @@ def _clitic(
         return full, tag, True
     after = raw[at + 1][0].lower() if at + 1 < len(raw) else ""
     if word == "'d":
-        return ("had", "VBD", True) if following == "VBN" else ("would", "MD", True)
+        past = following in ("VBN", "VBD", "DT", "CD") or after in ("been", "had")
+        return ("had", "VBD", True) if past else ("would", "MD", True)
     is_pronoun = before is not None and before.tag in ("PRP", "EX", "WP", "WRB", "WDT", "IN", "DT")
     if is_pronoun or following in ("DT", "VBG", "RB", "IN") or after in ("been", "got"):
         perfect = after in ("been", "got", "had", "gone", "become")
@@ -512,7 +513,7 @@ class Reader:
                         at += 1
                         continue
                     break
-                if self._clause_at(end) and low in _CLAUSE_STARTS:
+                if self.clause_at(end) and low in _CLAUSE_STARTS:
                     break
                 found.append(Phrase("PP", self.part(at, end), prep))
             elif tag in _ADVERB or tag == "RP" or low in ("ago", "together", "home", "up", "down"):
@@ -522,7 +523,7 @@ class Reader:
                 participle = tag in ("VBN", "VBG") and bool(found) and found[-1].kind != "ADV"
                 end = at if participle else self.noun_phrase(at)
                 if end > at:
-                    if self._clause_at(end) and found:
+                    if self.clause_at(end) and found:
                         break
                     found.append(Phrase("NP", self.part(at, end)))
                 elif tag in ("JJ", "JJR", "CD") or (tag == "VBN" and not found):
@@ -549,7 +550,7 @@ class Reader:
             return end
         return at
 
-    def _clause_at(self, at: int) -> bool:
+    def clause_at(self, at: int) -> bool:
         return self.tag(at) in _FINITE or self.low(at) in BE | HAVE | DO
 
 
@@ -740,30 +741,19 @@ def _fronted(reader: Reader, at: int) -> tuple[int, list[Phrase]]:
     found: list[Phrase] = []
     if reader.tag(at) in _ADVERB and reader.tag(at + 1) == ",":
         return at + 2, []
-    while reader.tag(at) in ("IN", "TO") and reader.low(at) not in (
-        "that",
-        "if",
-        "because",
-        "as",
-        "like",
-    ):
+    other = ("that", "if", "because", "as", "like")
+    while reader.tag(at) in ("IN", "TO") and reader.low(at) not in other:
         end = reader.noun_phrase(at + 1)
-        if end == at + 1 or reader._clause_at(end):
+        if end == at + 1 or reader.clause_at(end):
             return begin, []
         found.append(Phrase("PP", reader.part(at, end), 1))
-        at = end
+        at = end + 1 if reader.tag(end) == "," else end
     if not found:
         end = reader.plain_noun_phrase(at)
-        if end > at and is_time(reader.part(at, end)) and not reader._clause_at(end):
+        if end > at and is_time(reader.part(at, end)) and not reader.clause_at(end):
             found.append(Phrase("NP", reader.part(at, end)))
-            at = end
-    if not found:
-        return begin, []
-    if reader.tag(at) == ",":
-        return at + 1, found
-    if reader.noun_phrase(at) > at and is_time(found[-1].inner):
-        return at, found
-    return begin, []
+            at = end + 1 if reader.tag(end) == "," else end
+    return (at, found) if reader.noun_phrase(at) > at else (begin, [])
 
 
 def _with_attributes(reader: Reader, at: int) -> int:

@@ -653,7 +653,8 @@ def _anchored(fact: SentenceFact, clause: Clause, statement: Statement) -> Sente
     if has_name and not loose:
         return fact
     content = len(re.findall(r"\w+", fact.keywords))
-    if not has_name and content < 2:
+    own_subject = clause.subject[0].low in ("i", "we") or has_name
+    if content < 2 and not own_subject:
         return None
     if statement.anchor is None:
         return None if loose or not has_name else fact
