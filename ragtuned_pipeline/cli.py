@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ragtuned_pipeline.orchestration.home import Home
 
 app = typer.Typer(
@@ -108,6 +110,7 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show what each corpus holds: tables, adapter, scores, failures."""
+    from ragtuned_pipeline.orchestration.display import show_status
     from ragtuned_pipeline.orchestration.status import corpus_status
 
     place = _known(home, corpus) if corpus else _home(home)
@@ -118,7 +121,7 @@ def status(
     if not found:
         print(f"No corpus in {place.folder} yet: ragtuned run DIR")
     for entry in found:
-        _show_status(entry)
+        show_status(entry)
 
 
 def main() -> None:
@@ -171,7 +174,7 @@ def _overrides(assignments: list[str], profile: str | None) -> dict[str, Any]:
 
 
 def _run_and_show(place: Home, corpus: str, group: str | None, as_json: bool) -> None:
-    from ragtuned_pipeline.orchestration.progress import show_progress
+    from ragtuned_pipeline.orchestration.display import show_progress, show_results
     from ragtuned_pipeline.orchestration.runs import RunFailed, run_assets
     from ragtuned_pipeline.orchestration.status import corpus_status
 
@@ -184,9 +187,34 @@ def _run_and_show(place: Home, corpus: str, group: str | None, as_json: bool) ->
     if as_json:
         print(json.dumps(entry, ensure_ascii=False))
     else:
-        _show_results(entry)
+        show_results(entry)
     if entry["promotion_refused"]:
         _fail(f"the new adapter was not promoted: {entry['promotion_refused']}")
+
+
+def _answerer(place: Home, corpus: str, system: str) -> Callable[[str], dict[str, Any]]:
+    """Return a function from a question to the answer of `system` and what it cost."""
+    from ragtuned_pipeline.orchestration.answering import CannotAnswer, prepare_system
+
+    try:
+        answerer = prepare_system(place, corpus, system)
+    except CannotAnswer as error:
+        _fail(str(error))
+
+    def answer(question: str) -> dict[str, Any]:
+        [given] = answerer.answer([question])
+        return {
+            "corpus": corpus,
+            "system": system,
+            "question": question,
+            "answer": given.text,
+            "prompt_tokens": given.prompt_tokens,
+            "completion_tokens": given.completion_tokens,
+            "seconds": round(given.seconds, 4),
+            "context_ids": list(given.context_ids),
+        }
+
+    return answer
 
 
 def _usage_error(message: str) -> NoReturn:

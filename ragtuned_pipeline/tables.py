@@ -256,5 +256,6 @@ def content_hash(data: pa.Table) -> str:
     equal values (an all-valid column with and without its validity bitmap).
     """
     sink = pa.BufferOutputStream()
-    pq.write_table(data.replace_schema_metadata().combine_chunks(), sink, compression="none")
+    plain = data.replace_schema_metadata().combine_chunks()
+    pq.write_table(plain, sink, compression="none", store_schema=False)
     return hashlib.blake2b(sink.getvalue(), digest_size=16).hexdigest()

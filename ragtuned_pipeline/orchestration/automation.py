@@ -71,9 +71,7 @@ def corpora_sensor(
         # The generation makes A -> B -> A three different runs.
         number = int(generation) + 1
         seen[name] = [state, number]
-        requests.append(
-            dg.RunRequest(run_key=f"{name}:{number}:{state}", partition_key=name)
-        )
+        requests.append(dg.RunRequest(run_key=f"{name}:{number}:{state}", partition_key=name))
     if not requests:
         waits = f"waiting until quiet: {', '.join(waiting)}" if waiting else "no folder has changed"
         return dg.SkipReason(waits)
@@ -87,7 +85,7 @@ def corpora_sensor(
 @dg.schedule(
     job=build_memory,
     cron_schedule="0 3 * * *",
-    description="Every night, brings each corpus up to date; one that did not change costs seconds.",
+    description="Every night, brings each corpus up to date; an unchanged one costs seconds.",
 )
 def nightly(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
     keys = context.instance.get_dynamic_partitions(corpora.name or "")

@@ -67,7 +67,9 @@ def write_parquet(data: pa.Table, path: UPath) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as handle:
-            pq.write_table(data, handle, compression="zstd")
+            # Without Arrow's own schema: it records the names of list children, which differ
+            # between a table that was made and the same table that was read.
+            pq.write_table(data, handle, compression="zstd", store_schema=False)
         temporary.rename(path)
     except BaseException:
         if temporary.exists():

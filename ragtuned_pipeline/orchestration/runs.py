@@ -76,7 +76,7 @@ def run_assets(
         job = defs.resolve_job_def("build_memory")
         instance.add_event_listener(run_id, lambda entry: _tell(entry, on_event))
         keys = _asset_keys(defs, group)
-        on_event(StepEvent("plan", count=_step_count(job, keys)))
+        on_event(StepEvent("plan", count=_step_count(defs, keys)))
         result = job.execute_in_process(
             instance=instance,
             run_id=run_id,
@@ -96,8 +96,10 @@ def _asset_keys(defs: dg.Definitions, group: str | None) -> list[dg.AssetKey]:
     return sorted(key for key in keys if group is None or graph.get(key).group_name == group)
 
 
-def _step_count(job: dg.JobDefinition, keys: Sequence[dg.AssetKey]) -> int:
-    return len({job.asset_layer.get_op_handle(key) for key in keys})
+def _step_count(defs: dg.Definitions, keys: Sequence[dg.AssetKey]) -> int:
+    """Assets that one function makes are one step."""
+    graph = defs.resolve_asset_graph()
+    return len({frozenset(graph.get(key).execution_set_entity_keys) for key in keys})
 
 
 @contextmanager

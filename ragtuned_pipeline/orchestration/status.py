@@ -25,7 +25,7 @@ _COUNTED = (
 
 
 def corpus_status(home: Home, corpus: str) -> dict[str, Any]:
-    """Return counts, the adapters, the scorecard and where the report is; null where not made yet."""
+    """Return counts, adapters, scorecard and where the report is; null where not made yet."""
     store = TableStore(home.tables)
     training = read_training(home, corpus, "tuned")
     current = home.adapters / corpus / "current"

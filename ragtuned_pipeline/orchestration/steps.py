@@ -158,12 +158,18 @@ def run_step(
         )
 
 
+_SAME_SCHEMA = {
+    "new_wording_queries": "queries",
+    "control_queries": "queries",
+    "control_rows": "training_rows",
+}
+
+
 def schema_name(asset: str) -> str:
     """The table schema of an asset: `documents_failures` is a failures table, and so on."""
-    for ending, schema in (("_failures", "failures"), ("new_wording_queries", "queries")):
-        if asset.endswith(ending):
-            return schema
-    return "answers" if asset.startswith("answers_") else asset
+    if asset.endswith("_failures"):
+        return "failures"
+    return "answers" if asset.startswith("answers_") else _SAME_SCHEMA.get(asset, asset)
 
 
 def schema_check(asset: str, data: pa.Table) -> dg.AssetCheckResult:

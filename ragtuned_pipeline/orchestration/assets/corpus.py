@@ -18,6 +18,7 @@ from ragtuned_pipeline.orchestration.steps import (
     settings_key,
     table_assets,
 )
+from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tables import content_hash, failures_table
 
 corpus_folder = dg.AssetSpec(
@@ -44,15 +45,15 @@ corpus_folder = dg.AssetSpec(
 def read_corpus(context: dg.AssetExecutionContext, home: HomeResource) -> Iterator[Any]:
     from ragtuned_pipeline.corpus.chunking import chunk_documents
     from ragtuned_pipeline.corpus.readers import CorpusError, read_folder
-    from ragtuned_pipeline.tuning.base_models import BaseModelError, load_chunk_tokenizer
+    from ragtuned_pipeline.inference.base_models import load_fast_tokenizer
 
     corpus = context.partition_key
     settings = home.home.settings(corpus)
     try:
         folder = home.home.documents(corpus)
         read, failures = read_folder(folder, settings.corpus.max_file_megabytes)
-        tokenizer = load_chunk_tokenizer(settings.tuning.base_model)
-    except (CorpusError, CorpusMissing, BaseModelError) as error:
+        tokenizer = load_fast_tokenizer(settings.tuning.base_model)
+    except (CorpusError, CorpusMissing, SettingsError) as error:
         raise UserError(str(error)) from error
     failed = failures_table(failures)
 
@@ -71,9 +72,7 @@ def read_corpus(context: dg.AssetExecutionContext, home: HomeResource) -> Iterat
         documents, units = tables["documents"], tables["base_text_units"]
         items = documents.num_rows + failed.num_rows
         return [
-            failures_check(
-                "documents", failed.num_rows, items, settings.checks.max_failed_share
-            ),
+            failures_check("documents", failed.num_rows, items, settings.checks.max_failed_share),
             reference_check(
                 "base_text_units", [("document_id", units["document_id"], documents["id"])]
             ),

@@ -1,7 +1,7 @@
 """evaluation: questions, one asset of answers a system, the shuffled control, scorecard, report."""
 
-import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from hashlib import blake2b
 from typing import Any
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ragtuned_pipeline.evaluation.systems import SYSTEMS
-from ragtuned_pipeline.orchestration.answering import answer_table, describe
+from ragtuned_pipeline.orchestration.answering import answer_table, write_note
 from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.steps import (
@@ -114,10 +114,11 @@ def _answers_asset(system: str) -> dg.AssetsDefinition:
         training = read_training(home.home, corpus, "tuned") if system == "tuned" else None
 
         def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
-            answered, about = answer_table(
+            answered, note = answer_table(
                 home.home, corpus, system, queries, documents, settings, training
             )
-            return {f"answers_{system}": answered}, {"about": json.dumps(about)}
+            write_note(home.home, corpus, system, note)
+            return {f"answers_{system}": answered}, asdict(note)
 
         yield from run_step(
             context,

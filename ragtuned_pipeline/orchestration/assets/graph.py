@@ -62,7 +62,9 @@ def knowledge_graph(
         units, failed = tables["text_units"], tables["graph_failures"].num_rows
         limit = settings.checks.max_failed_share
         return [
-            reference_check("entities", [("text_unit_ids", entities["text_unit_ids"], units["id"])]),
+            reference_check(
+                "entities", [("text_unit_ids", entities["text_unit_ids"], units["id"])]
+            ),
             reference_check(
                 "relationships",
                 [
@@ -151,9 +153,7 @@ def reports(
     settings = home.home.settings(context.partition_key)
 
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
-        made = extractive_reports(
-            communities, entities, relationships, text_units, settings.graph
-        )
+        made = extractive_reports(communities, entities, relationships, text_units, settings.graph)
         return {"community_reports": made}, {}
 
     yield from run_step(

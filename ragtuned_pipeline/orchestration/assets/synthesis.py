@@ -122,15 +122,14 @@ def rows(
     context: dg.AssetExecutionContext, home: HomeResource, qa_pairs: pa.Table
 ) -> Iterator[Any]:
     from ragtuned_pipeline.synthesis.rows import NothingToTrain, select_training_rows
-    from ragtuned_pipeline.tuning.base_models import row_token_counter
+    from ragtuned_pipeline.tuning.base_models import load_tokenizer, row_counter
 
     settings = home.home.settings(context.partition_key)
 
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
         try:
-            selection = select_training_rows(
-                qa_pairs, row_token_counter(settings.tuning.base_model), settings.tuning
-            )
+            count = row_counter(load_tokenizer(settings.tuning.base_model))
+            selection = select_training_rows(qa_pairs, count, settings.tuning)
         except NothingToTrain as error:
             raise UserError(str(error)) from error
         rows = selection.training_rows
@@ -142,7 +141,11 @@ def rows(
         }
 
     def checks(tables: Any) -> list[dg.AssetCheckResult]:
-        return [reference_check("training_rows", [("id", tables["training_rows"]["id"], qa_pairs["id"])])]
+        return [
+            reference_check(
+                "training_rows", [("id", tables["training_rows"]["id"], qa_pairs["id"])]
+            )
+        ]
 
     yield from run_step(
         context,

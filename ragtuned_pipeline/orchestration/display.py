@@ -1,0 +1,147 @@
+"""What the command line shows: progress of a run, a table of scores, the state of a corpus."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ragtuned_pipeline.evaluation.queries import QUESTION_SETS
+from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET
+from ragtuned_pipeline.orchestration.runs import StepEvent
+
+
+@contextmanager
+def show_progress(corpus: str, quiet: bool) -> Iterator[Callable[[StepEvent], None]]:
+    """Yield the function that takes the run's events; on stderr, so that stdout stays data."""
+    if quiet:
+        yield lambda _event: None
+        return
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
+    ) as progress:
+        yield _Shown(progress, corpus).take
+
+
+class _Shown:
+    """The bar of the whole run, the bar of a training, and when each step began."""
+
+    def __init__(self, progress: Progress, corpus: str) -> None:
+        self._progress = progress
+        self._run = progress.add_task(corpus, total=None, note="")
+        self._training = progress.add_task("training", total=None, visible=False, note="")
+        self._began: dict[str, float] = {}
+        self._note = ""
+
+    def take(self, event: StepEvent) -> None:
+        if event.kind == "plan":
+            self._progress.update(self._run, total=event.count)
+        elif event.kind == "start":
+            self._began[event.step] = time.monotonic()
+            self._progress.update(self._run, note=event.step)
+        elif event.kind == "done":
+            seconds = time.monotonic() - self._began.get(event.step, time.monotonic())
+            self._progress.console.print(f"  {event.step:<24} {seconds:7.1f} s", highlight=False)
+            self._progress.advance(self._run)
+            self._progress.update(self._training, visible=False)
+        elif event.kind == "skipped":
+            self._progress.console.print(f"  {event.step:<24} skipped", highlight=False)
+            self._progress.advance(self._run)
+        elif event.kind == "training":
+            self._show_training(event)
+
+    def _show_training(self, event: StepEvent) -> None:
+        numbers = event.numbers or {}
+        if "steps" not in numbers:
+            return
+        if numbers["event"] == "step":
+            self._note = (
+                f"loss {numbers['loss']:.3f}, {numbers['tokens_per_second']:.0f} tokens/s, "
+                f"{numbers['seconds_left']:.0f} s left"
+            )
+        self._progress.update(
+            self._training,
+            visible=True,
+            total=numbers["steps"],
+            completed=numbers["step"],
+            note=self._note,
+        )
+
+
+def score_table(scorecard: Mapping[str, Any]) -> Table:
+    """The scorecard as a terminal table: contains-gold by system and question set, and cost."""
+    systems, sets = scorecard["systems"], _question_sets(scorecard)
+    shown = Table(title=f"{scorecard['corpus']}: share of answers that contain the gold answer")
+    shown.add_column("system")
+    for name in sets:
+        shown.add_column(_heading(name), justify="right")
+    shown.add_column("prompt tokens", justify="right")
+    shown.add_column("seconds", justify="right")
+    for system, scores in systems.items():
+        asked = [score for score in scores.values() if score.get("n")]
+        cells = [_score(name, scores.get(name)) for name in sets]
+        cost = [_mean(asked, "prompt_tokens", ".0f"), _mean(asked, "seconds", ".3f")]
+        shown.add_row(system, *cells, *cost)
+    control = scorecard.get("control_shuffled") or {}
+    if control.get("n"):
+        shown.add_row("shuffled control", f"{control['contains']:.2f}")
+    return shown
+
+
+def _question_sets(scorecard: Mapping[str, Any]) -> list[str]:
+    present = {name for scores in scorecard["systems"].values() for name in scores}
+    return [name for name in QUESTION_SETS if name in present]
+
+
+def _heading(question_set: str) -> str:
+    words = question_set.replace("_", " ")
+    measure = MEASURE_OF_SET[question_set]
+    return words if measure == "contains" else f"{words} ({measure})"
+
+
+def _score(question_set: str, score: Mapping[str, Any] | None) -> str:
+    if not score or not score.get("n"):
+        return "-"
+    return f"{score[MEASURE_OF_SET[question_set]]:.2f}"
+
+
+def _mean(scores: Sequence[Mapping[str, Any]], key: str, form: str) -> str:
+    n = sum(score["n"] for score in scores)
+    if not n:
+        return "-"
+    return format(sum(score[key] * score["n"] for score in scores) / n, form)
+
+
+def show_results(entry: Mapping[str, Any]) -> None:
+    """Print the table of scores and where the report is."""
+    console = Console()
+    if entry["scorecard"]:
+        console.print(score_table(entry["scorecard"]))
+        for system, reason in entry["scorecard"]["skipped"].items():
+            console.print(f"{system}: skipped. {reason}", highlight=False)
+    console.print(f"report: {entry['report']}", soft_wrap=True, highlight=False)
+
+
+def show_status(entry: Mapping[str, Any]) -> None:
+    """Print what one corpus holds."""
+    shown = Table(title=entry["corpus"], show_header=False, title_justify="left")
+    shown.add_row("folder", entry["folder"])
+    for name, count in entry["rows"].items():
+        shown.add_row(name.replace("_", " "), "not made yet" if count is None else f"{count:,}")
+    shown.add_row("promoted adapter", entry["promoted_adapter"] or "none")
+    if entry["promotion_refused"]:
+        shown.add_row("not promoted", entry["promotion_refused"])
+    shown.add_row("report", entry["report"] or "none")
+    Console().print(shown)
