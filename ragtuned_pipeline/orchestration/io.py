@@ -55,7 +55,7 @@ class TableStore:
             if not path.exists():
                 return None
             with path.open("rb") as handle:
-                metadata = pq.read_schema(handle).metadata or {}
+                metadata = pq.read_metadata(handle).metadata or {}
             if metadata.get(_FINGERPRINT) != fingerprint.encode():
                 return None
         return {name: self.read(name, corpus) for name in names}
@@ -69,7 +69,12 @@ def write_parquet(data: pa.Table, path: UPath) -> None:
         with temporary.open("wb") as handle:
             # Without Arrow's own schema: it records the names of list children, which differ
             # between a table that was made and the same table that was read.
-            pq.write_table(data, handle, compression="zstd", store_schema=False)
+            plain = data.replace_schema_metadata()
+            with pq.ParquetWriter(
+                handle, plain.schema, compression="zstd", store_schema=False
+            ) as writer:
+                writer.write_table(plain)
+                writer.add_key_value_metadata(data.schema.metadata or {})
         temporary.rename(path)
     except BaseException:
         if temporary.exists():

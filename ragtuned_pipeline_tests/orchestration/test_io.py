@@ -36,7 +36,7 @@ def test_a_failed_write_leaves_the_old_table(store: TableStore, monkeypatch) -> 
     def broken(*_args: object, **_kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pyarrow.parquet.write_table", broken)
+    monkeypatch.setattr("pyarrow.parquet.ParquetWriter", broken)
     with pytest.raises(OSError, match="No space"):
         store.write("t", "corpus", DATA.slice(0, 1))
     monkeypatch.undo()
