@@ -166,6 +166,13 @@ SCHEMAS: dict[str, pa.Schema] = {
         completion=_S,
         n_tokens=_I,  # of the whole row, chat template included
     ),
+    # One row: how the training rows were chosen.
+    "training_plan": _schema(
+        epochs=_I,
+        tokens_an_epoch=_I,
+        token_budget=_I,  # for all epochs, from the time budget and the assumed speed
+        left_out=pa.map_(_S, _I),  # reason -> rows or facts that are not trained
+    ),
     "queries": _schema(
         id=_S,
         scope=_S,

@@ -1,6 +1,7 @@
 """evaluation: questions, one asset of answers a system, the shuffled control, scorecard, report."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from hashlib import blake2b
 from typing import Any
@@ -9,14 +10,16 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET
 from ragtuned_pipeline.evaluation.systems import SYSTEMS
-from ragtuned_pipeline.orchestration.answering import answer_table, write_note
+from ragtuned_pipeline.orchestration.answering import answer_table, read_note, write_note
 from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.steps import (
     OWNER,
     UserError,
     code_version,
+    partitioned_check,
     reference_check,
     run_step,
     settings_key,
@@ -187,6 +190,7 @@ def control_adapter(
     home: HomeResource,
     pipes: dg.PipesSubprocessClient,
     control_rows: pa.Table,
+    training_plan: pa.Table,
 ) -> dg.MaterializeResult[Any]:
     """An adapter tuned on the shuffled rows: it can score only by what is not knowledge."""
     corpus = context.partition_key
@@ -202,7 +206,9 @@ def control_adapter(
         "control",
         control_rows.select(["system", "prompt", "completion"]),
         None,
-        home.home.settings(corpus).tuning,
+        home.home.settings(corpus).tuning.model_copy(
+            update={"epochs": training_plan["epochs"][0].as_py()}
+        ),
     )
     return dg.MaterializeResult(
         data_version=dg.DataVersion(training.adapter),
@@ -241,4 +247,172 @@ def control_answers(
         settings_key(settings.evaluation, {"base_model": settings.tuning.base_model}),
         {"control_queries": control_queries, "adapter": training.adapter if training else ""},
         compute,
+    )
+
+
+_STAGES = ("documents", "graph", "synthesis", "queries")
+
+
+@table_assets(
+    outputs={"failures": "Everything that any stage could not process, each with its reason."},
+    group="evaluation",
+    rooms=[],
+    inputs=[f"{stage}_failures" for stage in _STAGES],
+)
+def all_failures(
+    context: dg.AssetExecutionContext, home: HomeResource, **stages: pa.Table
+) -> Iterator[Any]:
+    yield from run_step(
+        context,
+        home.store,
+        ["failures"],
+        "",
+        stages,
+        lambda: ({"failures": pa.concat_tables(list(stages.values()))}, {}),
+    )
+
+
+@table_assets(
+    outputs={"answers": "The answers of all systems."},
+    group="evaluation",
+    rooms=[],
+    inputs=[f"answers_{system}" for system in SYSTEMS],
+    checks={"answers": ["no_dangling_ids"]},
+    deps=["queries"],
+)
+def all_answers(
+    context: dg.AssetExecutionContext, home: HomeResource, **systems: pa.Table
+) -> Iterator[Any]:
+    asked = home.store.read("queries", context.partition_key)["id"]
+    yield from run_step(
+        context,
+        home.store,
+        ["answers"],
+        "",
+        systems,
+        lambda: ({"answers": pa.concat_tables(list(systems.values()))}, {}),
+        lambda tables: [
+            reference_check("answers", [("query_id", tables["answers"]["query_id"], asked)])
+        ],
+    )
+
+
+@dg.asset(
+    group_name="evaluation",
+    partitions_def=corpora,
+    code_version=code_version("evaluation"),
+    owners=[OWNER],
+    kinds={"json"},
+    check_specs=[partitioned_check("adapter_beats_base", "scorecard")],
+    deps=["lora_adapter"],
+)
+def scorecard(
+    context: dg.AssetExecutionContext,
+    home: HomeResource,
+    queries: pa.Table,
+    answers: pa.Table,
+    control_queries: pa.Table,
+    answers_control: pa.Table,
+    qa_pairs: pa.Table,
+    training_rows: pa.Table,
+    training_plan: pa.Table,
+    coverage: pa.Table,
+) -> Iterator[Any]:
+    """What every system reached on every question set, as scorecard.json."""
+    from ragtuned_pipeline.evaluation.scorecard import score, write_scorecard
+    from ragtuned_pipeline.orchestration.gate import gate
+    from ragtuned_pipeline.orchestration.versions import versions
+
+    corpus = context.partition_key
+    settings = home.home.settings(corpus)
+    notes = {system: read_note(home.home, corpus, system) for system in SYSTEMS}
+    made = score(
+        corpus=corpus,
+        queries=queries,
+        answers=answers,
+        control_queries=control_queries,
+        control_answers=answers_control,
+        descriptions={name: note.description for name, note in notes.items() if note.description},
+        skipped={name: note.skipped for name, note in notes.items() if note.skipped},
+        qa_pairs=qa_pairs,
+        training_rows=training_rows,
+        coverage=coverage,
+        left_out=dict(training_plan["left_out"][0].as_py()),
+        versions=versions(read_training(home.home, corpus, "tuned"), training_rows, queries),
+        seed=settings.evaluation.seed,
+    )
+    file = home.home.report(corpus) / "scorecard.json"
+    write_scorecard(made, file)
+    refusal = gate(made, settings.checks)
+    yield dg.MaterializeResult(
+        data_version=dg.DataVersion(blake2b(file.read_bytes(), digest_size=16).hexdigest()),
+        metadata={"scorecard": dg.MetadataValue.path(str(file)), **_headline_numbers(made)},
+        check_results=[
+            dg.AssetCheckResult(
+                passed=not refusal,
+                check_name="adapter_beats_base",
+                metadata={"reason": refusal or "passed"},
+            )
+        ],
+    )
+
+
+def _headline_numbers(made: Mapping[str, Any]) -> dict[str, float]:
+    """One number for each system and question set, so that the UI plots it over time."""
+    return {
+        f"{system}/{name}": scores[MEASURE_OF_SET[name]]
+        for system, sets in made["systems"].items()
+        for name, scores in sets.items()
+    }
+
+
+@dg.asset(
+    group_name="evaluation",
+    partitions_def=corpora,
+    code_version=code_version("evaluation"),
+    owners=[OWNER],
+    kinds={"html"},
+    deps=["scorecard", "graph_picture", "lora_adapter", "control_adapter"],
+)
+def report(
+    context: dg.AssetExecutionContext,
+    home: HomeResource,
+    queries: pa.Table,
+    answers: pa.Table,
+    documents: pa.Table,
+    training_rows: pa.Table,
+    coverage: pa.Table,
+    failures: pa.Table,
+) -> dg.MaterializeResult[Any]:
+    """One self-contained page: scores, plots, cases side by side, coverage, failures, method."""
+    from ragtuned_pipeline.evaluation.report import LossCurve, ReportInputs, write_report
+
+    corpus, folder = context.partition_key, home.home.report(context.partition_key)
+    trainings = {
+        purpose: read_training(home.home, corpus, purpose) for purpose in ("tuned", "control")
+    }
+    picture = folder / "graph.svg"
+    page = folder / "index.html"
+    write_report(
+        ReportInputs(
+            scorecard=json.loads((folder / "scorecard.json").read_text(encoding="utf-8")),
+            queries=queries,
+            answers=answers,
+            documents=documents,
+            training_rows=training_rows,
+            coverage=coverage,
+            failures=failures,
+            curves=[
+                LossCurve(name, training.result["losses"], training.result["held_out_losses"])
+                for name, training in trainings.items()
+                if training
+            ],
+            settings=home.home.settings(corpus).model_dump(mode="json", exclude={"profile"}),
+            graph_svg=picture.read_text(encoding="utf-8") if picture.is_file() else None,
+        ),
+        page,
+    )
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(blake2b(page.read_bytes(), digest_size=16).hexdigest()),
+        metadata={"page": dg.MetadataValue.path(str(page)), "url": page.as_uri()},
     )

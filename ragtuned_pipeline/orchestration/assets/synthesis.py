@@ -16,6 +16,7 @@ from ragtuned_pipeline.orchestration.steps import (
     settings_key,
     table_assets,
 )
+from ragtuned_pipeline.tables import table
 
 
 @table_assets(
@@ -112,7 +113,10 @@ def pairs(
 
 
 @table_assets(
-    outputs={"training_rows": "The pairs that fit the time budget, as prompt and completion."},
+    outputs={
+        "training_rows": "The pairs that fit the time budget, as prompt and completion.",
+        "training_plan": "How many epochs, how many tokens, and what the budget left out.",
+    },
     group="synthesis",
     rooms=["synthesis/rows.py"],
     inputs=["qa_pairs"],
@@ -133,12 +137,15 @@ def rows(
         except NothingToTrain as error:
             raise UserError(str(error)) from error
         rows = selection.training_rows
-        return {"training_rows": rows}, {
-            "left_out": selection.left_out,
+        plan = {
             "epochs": selection.epochs,
-            "tokens_an_epoch": pc.sum(rows["n_tokens"]).as_py(),
-            "by_kind": _counts(rows, "kind"),
+            "tokens_an_epoch": pc.sum(rows["n_tokens"]).as_py() or 0,
+            "token_budget": selection.token_budget,
+            "left_out": selection.left_out,
         }
+        row = plan | {"left_out": sorted(selection.left_out.items())}
+        tables = {"training_rows": rows, "training_plan": table("training_plan", [row])}
+        return tables, plan | {"by_kind": _counts(rows, "kind")}
 
     def checks(tables: Any) -> list[dg.AssetCheckResult]:
         return [
@@ -150,7 +157,7 @@ def rows(
     yield from run_step(
         context,
         home.store,
-        ["training_rows"],
+        ["training_rows", "training_plan"],
         settings_key(settings.tuning),
         {"qa_pairs": qa_pairs},
         compute,

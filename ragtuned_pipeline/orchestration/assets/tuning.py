@@ -25,14 +25,13 @@ def lora_adapter(
     home: HomeResource,
     pipes: dg.PipesSubprocessClient,
     training_rows: pa.Table,
+    training_plan: pa.Table,
     qa_pairs: pa.Table,
 ) -> dg.MaterializeResult[Any]:
     """A LoRA adapter of the base model, tuned on the training rows by TRL's SFTTrainer."""
-    from ragtuned_pipeline.synthesis.rows import epochs_that_fit
-
     corpus = context.partition_key
     tuning = home.home.settings(corpus).tuning
-    tuning = tuning.model_copy(update={"epochs": epochs_that_fit(training_rows, tuning)})
+    tuning = tuning.model_copy(update={"epochs": training_plan["epochs"][0].as_py()})
     trained = pc.unique(training_rows["fact_id"])
     other_wordings = qa_pairs.filter(
         pc.and_(
