@@ -46,7 +46,7 @@ class Mention(NamedTuple):
     """A name in a sentence.
 
     `first` and `last` are token indices, `last` exclusive, article and honorific outside;
-    `definite`: "the" stands before it; `weak`: a plain English word that only its capital lifts
+    `definite`: "the" stands before it and belongs to it; `weak`: a plain English word that only its capital lifts
     ("the Trust"), a name only if it is short for one.
     """
 
@@ -335,7 +335,9 @@ def _mention(
     if before in {"at", "in", "to", "from", "outside"} and _ends_in_possessive(tokens, last):
         last += 1  # "at Quillon's": a shop or a house
     text = _join(words[first:last])
-    return Mention(first, last, text, " ".join(honorific), before == "the", weak, votes)
+    modifies = last < len(words) and tokens.tags[last].startswith("NN") and words[last].islower()
+    definite = before == "the" and not modifies
+    return Mention(first, last, text, " ".join(honorific), definite, weak, votes)
 
 
 def _ends_in_possessive(tokens: Tokens, last: int) -> bool:
