@@ -50,16 +50,13 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Read DIR, build its graph, synthesise, tune an adapter, evaluate and report."""
-    from ragtuned_pipeline.settings import SettingsError
+    from ragtuned_pipeline.settings import load_settings
 
     place = _home(home)
     corpus = name or folder.resolve().name
-    try:
-        own = _overrides(set_ or [], profile)
-        place.register(corpus, folder, gold, own)
-        place.settings(corpus)
-    except SettingsError as error:
-        _usage_error(str(error))
+    own = _overrides(set_ or [], profile)
+    load_settings(place.folder, overrides=own)  # refused before anything is written
+    place.register(corpus, folder, gold, own)
     _run_and_show(place, corpus, None, as_json)
 
 
@@ -225,3 +222,7 @@ def _usage_error(message: str) -> NoReturn:
 def _fail(message: str) -> NoReturn:
     print(f"ragtuned: {message}", file=sys.stderr)
     sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 CORPUS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 EMBEDDED_MODEL = "embedded"
@@ -78,6 +78,13 @@ class TuningSettings(_Section):
 class EvaluationSettings(_Section):
     seed: int = 29
     systems: tuple[str, ...] = ("tuned", "base", "vanilla_rag", "long_context")
+
+    @field_validator("systems", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """An environment variable or --set gives a list as one string: tuned,base."""
+        return value.split(",") if isinstance(value, str) else value
+
     questions_per_set: int = Field(200, ge=1)
     max_answer_tokens: int = Field(160, ge=8)
     control_share: float = Field(0.25, gt=0, le=1)  # of the trained facts, in the shuffled control
@@ -150,8 +157,8 @@ def load_settings(
 
     Args:
         home: may hold settings.toml, with `profile` and one table a section.
-        profile: wins over the one in settings.toml and $RAGTUNED_PROFILE.
-        overrides: nested as the settings are, e.g. {"tuning": {"epochs": 2}}.
+        profile: wins over those of the sources.
+        overrides: nested as the settings are, e.g. {"profile": "gpu", "tuning": {"epochs": 2}}.
         environment: os.environ unless given.
 
     Raises:
@@ -161,14 +168,13 @@ def load_settings(
     file = home / "settings.toml"
     written = _read_toml(file)
     from_environment = _from_environment(environment)
-    name = (
-        profile or from_environment.pop("profile", None) or written.pop("profile", None) or "embedded"
-    )
-    written.pop("profile", None)
+    given = dict(overrides or {})
+    named = [source.pop("profile", None) for source in (given, from_environment, written)]
+    name = next((n for n in (profile, *named) if n), "embedded")
     if name not in _PROFILES:
         raise SettingsError(f"profile {name!r}: choose one of {', '.join(_PROFILES)}")
     merged: dict[str, Any] = {"profile": name}
-    for source in (_PROFILES[name], written, from_environment, overrides or {}):
+    for source in (_PROFILES[name], written, from_environment, given):
         _merge(merged, source)
     try:
         return Settings.model_validate(merged)
@@ -198,8 +204,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             found["profile"] = value
         elif key.startswith("RAGTUNED_") and "__" in key:
             section, name = key.removeprefix("RAGTUNED_").lower().split("__", 1)
-            parsed: Any = value.split(",") if (section, name) == ("evaluation", "systems") else value
-            found.setdefault(section, {})[name] = parsed
+            found.setdefault(section, {})[name] = value
     return found
 
 

@@ -61,7 +61,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         text_unit_ids=_LS,
         creation_date=_S,
         raw_data=_S,
-        path=_S,  # relative to the corpus folder, with "/" between parts; "#<n>" marks a record in it
+        path=_S,  # relative to the corpus folder, parts joined by "/"; "#<n>" is a record in it
         format=_S,  # "text" | "markdown" | "chat" | "record"
     ),
     # Text units before the graph exists: their entity and relationship lists are empty.
@@ -242,7 +242,7 @@ def failures_table(failures: Iterable[Failure]) -> pa.Table:
 
 
 def check_schema(name: str, data: pa.Table) -> None:
-    """Raise ValueError, naming the first difference, unless `data` has the schema of table `name`."""
+    """Raise ValueError, naming the first difference, unless `data` has the schema `name`."""
     expected = SCHEMAS[name]
     if data.schema.equals(expected):
         return

@@ -114,8 +114,7 @@ class Home:
 
     def settings(self, corpus: str) -> Settings:
         """The settings that hold for one corpus: the home's, then the corpus's own."""
-        own = dict(self._record(corpus).get("settings", {}))
-        return load_settings(self.folder, profile=own.pop("profile", None), overrides=own)
+        return load_settings(self.folder, overrides=self._record(corpus).get("settings", {}))
 
     def gold(self, corpus: str) -> Path | None:
         """The corpus's file of gold questions, if it has one."""

@@ -1,0 +1,66 @@
+"""The command line as a user meets it, in processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def ragtuned(home: Path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ragtuned_pipeline.cli", *arguments],
+        env={**os.environ, "RAGTUNED_HOME": str(home), "COLUMNS": "100"},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (["ask", "nobody", "Who?"], 1, "no corpus 'nobody'"),
+        (["run", "no-such-folder"], 2, "no-such-folder: no such folder"),
+        (["run", ".", "--name", "a/b"], 2, "corpus name 'a/b'"),
+        (["run", ".", "--name", "n", "--set", "tuning"], 2, "SECTION.NAME=VALUE"),
+        (["run", ".", "--name", "n", "--set", "tuning.epochs=none"], 2, "setting tuning.epochs"),
+        (["run", ".", "--name", "n", "--profile", "huge"], 2, "profile 'huge': choose one of"),
+        (["run", ".", "--name", "n", "--gold", "none.csv"], 2, "none.csv: no such file"),
+        (["status", "nobody"], 1, "no corpus 'nobody'"),
+        (["unknown-verb"], 2, "unknown-verb"),
+    ],
+)
+def test_errors_are_one_sentence_and_a_status(
+    tmp_path: Path, arguments: list[str], status: int, sentence: str
+) -> None:
+    done = ragtuned(tmp_path, *arguments)
+    assert done.returncode == status, done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "corpora" / "n").exists(), "a refused run leaves nothing behind"
+
+
+def test_a_folder_without_a_readable_document_is_refused_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "empty.txt").write_text("")
+    done = ragtuned(tmp_path / "home", "run", str(folder), "--name", "n")
+    assert done.returncode == 1
+    assert str(folder) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_status_is_readable_by_programs(tmp_path: Path) -> None:
+    done = ragtuned(tmp_path, "status", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == {"home": str(tmp_path), "corpora": []}
+
+
+def test_help_names_every_verb(tmp_path: Path) -> None:
+    printed = ragtuned(tmp_path, "--help").stdout
+    for verb in ("run", "evaluate", "ask", "chat", "status"):
+        assert verb in printed
