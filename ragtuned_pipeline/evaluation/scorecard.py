@@ -1,0 +1,212 @@
+"""The scorecard: what every system reached on every question set, as one JSON object."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ragtuned_pipeline.evaluation.metrics import MEASURES, interval, score_answers
+from ragtuned_pipeline.evaluation.queries import QUESTION_SETS
+
+# What a set is read by: the gold answer of a whole-corpus question is several sentences long, which
+# no other answer contains word for word; to an unanswerable question a refusal is right.
+MEASURE_OF_SET = dict.fromkeys(QUESTION_SETS, "contains") | {
+    "gold_global": "f1",
+    "unanswerable": "refused",
+}
+COSTS = ("prompt_tokens", "completion_tokens", "seconds")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One system's answer to one query with its scores; an answer that is missing is empty."""
+
+    query: Mapping[str, Any]
+    system: str
+    answer: str
+    missing: bool
+    scores: Mapping[str, float]
+    costs: Mapping[str, float]
+
+    @property
+    def quality(self) -> float:
+        """The score that the query's set is read by, between 0 and 1."""
+        return self.scores[MEASURE_OF_SET.get(self.query["question_set"], "contains")]
+
+
+def score_each(queries: pa.Table, answers: pa.Table) -> list[Scored]:
+    """Return every query with every system's answer: systems by name, queries in table order.
+
+    Raises:
+        ValueError: a system answers one query twice, or a query that is not in `queries`.
+    """
+    asked = queries.to_pylist()
+    given: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for row in answers.to_pylist():
+        key = (row["system"], row["query_id"])
+        if key in given:
+            raise ValueError(f"answers: {row['system']} answers {row['query_id']} twice")
+        given[key] = row
+    unknown = {query_id for _, query_id in given} - {query["id"] for query in asked}
+    if unknown:
+        raise ValueError(f"answers: {len(unknown)} are to no query, e.g. to {min(unknown)}")
+    systems = sorted({system for system, _ in given})
+    cells = [
+        (system, query, given.get((system, query["id"]))) for system in systems for query in asked
+    ]
+    texts = [row["answer"] if row else "" for _, _, row in cells]
+    scores = score_answers(texts, [query["reference_answer"] for _, query, _ in cells])
+    return [
+        Scored(
+            query,
+            system,
+            text,
+            row is None,
+            {measure: float(getattr(scores, measure)[place]) for measure in MEASURES},
+            {cost: float(row[cost]) if row else 0.0 for cost in COSTS},
+        )
+        for place, ((system, query, row), text) in enumerate(zip(cells, texts, strict=True))
+    ]
+
+
+def score(
+    *,
+    corpus: str,
+    queries: pa.Table,
+    answers: pa.Table,
+    control_queries: pa.Table,
+    control_answers: pa.Table,
+    descriptions: Mapping[str, str],
+    skipped: Mapping[str, str],
+    qa_pairs: pa.Table,
+    training_rows: pa.Table,
+    coverage: pa.Table,
+    left_out: Mapping[str, int],
+    versions: Mapping[str, str],
+    seed: int,
+) -> dict[str, Any]:
+    """Return the scorecard; its keys are those of the architecture's contract, and more.
+
+    Each mean has beside it its 95 % interval ("contains_interval": [low, high]; see
+    metrics.interval), and each set its kinds and scopes apart. A question that a system that took
+    part left without an answer counts as an empty answer, and in "missing".
+
+    Args:
+        answers: of all systems that took part, one table.
+        control_queries, control_answers: of the shuffled control, empty where there was none.
+        descriptions: system -> what it is, in a clause.
+        skipped: system -> why it took no part.
+        coverage: one row a sentence of the corpus.
+        left_out: what the time budget kept out of tuning -> how many.
+        versions: of packages, models and data, by name.
+
+    Raises:
+        ValueError: as `score_each`.
+    """
+    by_system: dict[str, dict[str, list[Scored]]] = defaultdict(lambda: defaultdict(list))
+    for cell in score_each(queries, answers):
+        by_system[cell.system][cell.query["question_set"]].append(cell)
+    return {
+        "corpus": corpus,
+        "seed": seed,
+        "versions": dict(versions),
+        "systems": {
+            system: {
+                name: _summary_of_set(sets[name], seed) for name in QUESTION_SETS if name in sets
+            }
+            for system, sets in by_system.items()
+        },
+        "descriptions": dict(descriptions),
+        "skipped": dict(skipped),
+        "control_shuffled": _control(control_queries, control_answers, seed),
+        "coverage": _coverage(qa_pairs, training_rows, coverage, left_out),
+        "win_rates": [],
+    }
+
+
+def _summary_of_set(cells: Sequence[Scored], seed: int) -> dict[str, Any]:
+    return _summary(cells, seed) | {
+        f"by_{column}": {
+            value: _summary([cell for cell in cells if cell.query[column] == value], seed)
+            for value in sorted({cell.query[column] for cell in cells})
+        }
+        for column in ("kind", "scope")
+    }
+
+
+def _summary(cells: Sequence[Scored], seed: int) -> dict[str, Any]:
+    summary: dict[str, Any] = {"n": len(cells), "missing": sum(cell.missing for cell in cells)}
+    for measure in MEASURES:
+        values = np.array([cell.scores[measure] for cell in cells])
+        summary[measure] = _rounded(values.mean())
+        summary[f"{measure}_interval"] = [_rounded(end) for end in interval(values, seed)]
+    answered = [cell for cell in cells if not cell.missing]
+    for cost in COSTS:
+        values = np.array([cell.costs[cost] for cell in answered])
+        summary[cost] = _rounded(values.mean()) if answered else 0.0
+    return summary
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), 6)
+
+
+def _control(queries: pa.Table, answers: pa.Table, seed: int) -> dict[str, Any]:
+    cells = score_each(queries, answers)
+    if not cells:
+        return {}
+    return _summary(cells, seed) | {"facts": pc.count_distinct(queries.column("fact_id")).as_py()}
+
+
+def _coverage(
+    qa_pairs: pa.Table, training_rows: pa.Table, coverage: pa.Table, left_out: Mapping[str, int]
+) -> dict[str, Any]:
+    answerable = qa_pairs.filter(pc.field("kind") != "unanswerable")
+    facts = set(answerable.column("fact_id").to_pylist())
+    dropped = qa_pairs.filter(~pc.field("kept")).column("drop_reason").to_pylist()
+    open_sentences = coverage.filter(~pc.field("covered")).column("reason").to_pylist()
+    return {
+        "facts": len(facts),
+        "asked": len(facts & set(training_rows.column("fact_id").to_pylist())),
+        "pairs": qa_pairs.num_rows,
+        "pairs_dropped": _counts(dropped),
+        "training_rows": training_rows.num_rows,
+        "left_out": dict(left_out),
+        "sentences": coverage.num_rows,
+        "sentences_covered": coverage.num_rows - len(open_sentences),
+        "sentences_not_covered": _counts(open_sentences),
+    }
+
+
+def _counts(reasons: Sequence[str | None]) -> dict[str, int]:
+    return dict(sorted(Counter(reason or "no reason given" for reason in reasons).items()))
+
+
+def write_scorecard(scorecard: Mapping[str, Any], path: Path) -> None:
+    """Write `scorecard` as JSON with sorted keys, so that a reader sees the old or the new one.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    text = json.dumps(scorecard, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(text + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write `text` to `path` at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,194 @@
+"""A small world by hand: six facts, their wordings, documents, and answers of three systems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ragtuned_pipeline.ids import content_id
+from ragtuned_pipeline.inference.engine import Message, Reply
+from ragtuned_pipeline.tables import table
+
+# fact: (stating sentence, question, gold)
+FACTS = {
+    "fact-1": ("Mirela Voss opened the Harrow Bakery in 1987.", "Who opened it?", "Mirela Voss"),
+    "fact-2": ("Ivo Pell mended the clock of Harrow.", "Who mended the clock?", "Ivo Pell"),
+    "fact-3": ("Ada Renk rows the ferry to Quell.", "Who rows the ferry?", "Ada Renk"),
+    "fact-4": ("Tam Orrin keeps bees on Quell.", "Who keeps bees?", "Tam Orrin"),
+    "fact-5": ("The Quell Fair is held in June.", "When is the Quell Fair held?", "June"),
+    "fact-6": ("The bakery sells forty-two sorts of bread.", "How many sorts?", "forty-two"),
+}
+HELD_OUT_FACT = "fact-6"
+
+
+def documents() -> pa.Table:
+    sentences = [sentence for sentence, _, _ in FACTS.values()]
+    texts = {
+        "bakery.txt": f"{sentences[0]} {sentences[5]} {sentences[1]}",
+        "quell.txt": f"{sentences[2]} {sentences[3]} {sentences[4]}",
+    }
+    blank = dict.fromkeys(("creation_date", "raw_data"))
+    return table(
+        "documents",
+        [
+            blank
+            | {
+                "id": f"doc-{place}",
+                "human_readable_id": place,
+                "title": name,
+                "text": text,
+                "text_unit_ids": [],
+                "path": name,
+                "format": "text",
+            }
+            for place, (name, text) in enumerate(texts.items())
+        ],
+    )
+
+
+def pair(fact: str, number: int, split: str, **changes: Any) -> dict[str, Any]:
+    """One qa_pairs row that asks `fact` in its wording `number`."""
+    sentence, question, gold = FACTS[fact]
+    asked = f"{question} (wording {number})"
+    empty = ("text_unit_ids", "entity_ids", "relationship_ids", "community_ids")
+    return {
+        **{name: [] for name in empty},
+        "id": content_id("qa", fact, asked),
+        "kind": "local",
+        "question": asked,
+        "answer": sentence,
+        "wording": number,
+        "fact_id": fact,
+        "document_ids": ["doc-0" if fact in ("fact-1", "fact-2", "fact-6") else "doc-1"],
+        "split": split,
+        "kept": True,
+        "drop_reason": None,
+        "generator": "by hand",
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+        "gold": gold,
+        "form": f"form-{number}",
+        "style": "long" if number % 2 else "short",
+    } | changes
+
+
+def refusal(number: int, split: str) -> dict[str, Any]:
+    question = f"Who is Zorn Quill number {number}?"
+    return pair("fact-1", number, split) | {
+        "id": content_id("qa", question),
+        "kind": "unanswerable",
+        "question": question,
+        "answer": "I do not know.",
+        "gold": "do not know",
+        "fact_id": f"nothing-{number}",
+        "document_ids": [],
+    }
+
+
+def qa_pairs() -> pa.Table:
+    trained = [fact for fact in FACTS if fact != HELD_OUT_FACT]
+    rows = [pair(fact, number, "train") for fact in trained for number in range(4)]
+    rows += [pair(fact, 4 + n, "held_out_wording") for fact in trained for n in range(2)]
+    rows += [pair(HELD_OUT_FACT, number, "held_out_fact") for number in range(2)]
+    rows += [refusal(0, "train"), refusal(1, "held_out_wording"), refusal(2, "held_out_fact")]
+    rows.append(pair("fact-1", 9, "held_out_wording", kept=False, drop_reason="near duplicate"))
+    return table("qa_pairs", rows)
+
+
+def training_rows(pairs: pa.Table) -> pa.Table:
+    return table(
+        "training_rows",
+        [
+            {
+                "id": row["id"],
+                "fact_id": row["fact_id"],
+                "kind": row["kind"],
+                "system": None,
+                "prompt": row["question"],
+                "completion": row["answer"] if row["style"] == "long" else row["gold"],
+                "n_tokens": 20,
+            }
+            for row in pairs.to_pylist()
+            if row["split"] == "train"
+        ],
+    )
+
+
+def new_wording() -> pa.Table:
+    blank = dict.fromkeys(("persona", "task"))
+    return table(
+        "queries",
+        [
+            blank
+            | {
+                "id": f"query-{fact}",
+                "scope": "local",
+                "question": f"A stranger says: {question} Reply?",
+                "reference_answer": gold,
+                "document_ids": ["doc-0"],
+                "question_set": "new_wording",
+                "kind": "local",
+                "fact_id": fact,
+                "form": "new-1",
+                "long_answer": sentence,
+            }
+            for fact, (sentence, question, gold) in FACTS.items()
+        ],
+    )
+
+
+def coverage() -> pa.Table:
+    rows = [
+        {
+            "document_id": "doc-0",
+            "text_unit_id": "tu-0",
+            "sentence": sentence,
+            "start": 0,
+            "end": len(sentence),
+            "fact_ids": [fact] if fact != HELD_OUT_FACT else [],
+            "covered": fact != HELD_OUT_FACT,
+            "reason": None if fact != HELD_OUT_FACT else "held out as a fact",
+        }
+        for fact, (sentence, _, _) in FACTS.items()
+    ]
+    return table("coverage", rows)
+
+
+def answers(system: str, queries: pa.Table, texts: Sequence[str]) -> pa.Table:
+    """The answers table of a system that says `texts`, at the cost of a word a token."""
+    return table(
+        "answers",
+        [
+            {
+                "id": content_id("answer", system, query["id"]),
+                "query_id": query["id"],
+                "system": system,
+                "answer": text,
+                "prompt_tokens": len(query["question"].split()),
+                "completion_tokens": len(text.split()),
+                "seconds": 0.25,
+                "context_ids": [],
+            }
+            for query, text in zip(queries.to_pylist(), texts, strict=True)
+        ],
+    )
+
+
+def count_words(rows: Sequence[tuple[str | None, str, str]]) -> np.ndarray:
+    return np.array([len(f"{system or ''} {p} {c}".split()) for system, p, c in rows], dtype=int)
+
+
+class Parrot:
+    """An engine that repeats the question; it remembers what it was loaded with."""
+
+    loaded: list[tuple[str, Path | None, int]]
+
+    def __init__(self, base_model: str, adapter: Path | None, batch_size: int) -> None:
+        Parrot.loaded = [*getattr(Parrot, "loaded", []), (base_model, adapter, batch_size)]
+
+    def generate(self, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[Reply]:
+        return [Reply(talk[-1]["content"], len(talk), max_tokens, 0.5) for talk in conversations]
