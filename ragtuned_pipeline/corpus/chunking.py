@@ -128,7 +128,7 @@ class _Windows:
                 end = self._end(start, previous)
             first, past = self._tokens(start, end)
             yield start, end, past - first
-            start = self._next_start(end) if end < self.last else end
+            start = self._next_start(first, past, end) if end < self.last else end
 
     def _tokens(self, start: int, end: int) -> tuple[int, int]:
         """Return the range of the tokens that have a character in text[start:end]."""
@@ -152,11 +152,10 @@ class _Windows:
         limit = max(limit, start + 1)
         return start + len(self.text[start:limit].rstrip())
 
-    def _next_start(self, end: int) -> int:
-        """Return where the window after one that ends at `end` starts."""
-        past = int(np.searchsorted(self.begins, end, side="left"))
-        zone = past - self.overlap
-        if self.overlap == 0 or zone <= 0:
+    def _next_start(self, first: int, past: int, end: int) -> int:
+        """Return where the window after that of the tokens first to past, up to `end`, starts."""
+        zone = max(past - self.overlap, first + 1)
+        if zone >= past:
             return self._skip_space(end)
         # Not inside a character that is several tokens.
         earliest = max(int(self.begins[zone]), int(self.ends[zone - 1]))

@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import unicodedata
+import zipfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -79,7 +80,7 @@ def read_folder(folder: Path, max_file_megabytes: float) -> tuple[pa.Table, list
             else:
                 rows.append({"human_readable_id": len(rows), **outcome})
     if not rows:
-        found = f"none of its {len(failures)} files could be read" if failures else "it is empty"
+        found = "nothing in it could be read" if failures else "it is empty"
         example = f" (the first: {failures[0].reason})" if failures else ""
         raise CorpusError(
             f"{folder} gives no document: {found}{example}; put text, markdown, JSON, CSV or chat "
@@ -115,7 +116,11 @@ def _items(path: Path, folder: Path, max_file_megabytes: float) -> Iterator[Draf
             raise _Unreadable("is a link that leads out of the folder: put a copy there instead")
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise _Unreadable("cannot be opened" if path.is_dir() else "is no ordinary file")
+            raise _Unreadable(
+                "is a folder that may not be opened: change its permissions"
+                if path.is_dir()
+                else "is no ordinary file"
+            )
         if status.st_size > max_file_megabytes * _MEGABYTE:
             raise _Unreadable(
                 f"has {status.st_size / _MEGABYTE:.1f} MB, more than the {max_file_megabytes:g} "
@@ -167,6 +172,8 @@ _CONVERTED = frozenset(
     (".docx", ".pdf", ".pptx", ".xlsx", ".xls", ".html", ".htm", ".epub", ".msg", ".ipynb", ".xml")
 )
 
+_ZIPPED = frozenset((".docx", ".pptx", ".xlsx", ".epub"))
+
 
 def _converted(path: Path) -> Draft:
     """Return the document that markitdown makes of a file of another format.
@@ -181,6 +188,12 @@ def _converted(path: Path) -> Draft:
             f"has the format {path.suffix}, which needs markitdown: "
             "pip install 'ragtuned-pipeline[documents]'"
         ) from None
+    # Where a converter fails, markitdown goes on to read the bytes as plain text.
+    suffix = path.suffix.lower()
+    if (suffix in _ZIPPED and not zipfile.is_zipfile(path)) or (
+        suffix == ".pdf" and b"%PDF-" not in path.read_bytes()[:1024]
+    ):
+        raise _Unreadable(f"is damaged, or no {suffix} file")
     try:
         converted = markitdown.MarkItDown().convert_local(str(path)).text_content
     except markitdown.MarkItDownException as error:

@@ -46,7 +46,8 @@ def read_json(text: str) -> Iterator[Draft | Fault]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and text[: error.pos].count("\n") == 1:
+        read = text[: error.pos]
+        if error.msg == "Extra data" and read.endswith("\n") and "\n" not in read.strip():
             yield from read_json_lines(text)
         else:
             yield Fault(

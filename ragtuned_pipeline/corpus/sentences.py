@@ -42,7 +42,8 @@ _DATE = re.compile(
 )
 _WEEKDAY = r"(?:mon|tues?|wed(?:nes)?|thu(?:rs?)?|fri|sat(?:ur)?|sun)(?:day)?"
 _NOT_A_WORD = re.compile(
-    rf"\b{_WEEKDAY}\b\.?|\bat\b|\d{{1,2}}[:.]\d\d(?:[:.]\d\d)?(?:\s*[ap]\.?m\b\.?)?|[\W_]|(?<=\d)T",
+    rf"\b{_WEEKDAY}\b\.?|\bat\b|\bT(?=\d\d:)"
+    r"|\d{1,2}[:.]\d\d(?:[:.]\d\d)?(?:\.\d+)?(?:Z|\s*[ap]\.?m\b\.?)?|[\W_]",
     re.IGNORECASE,
 )
 
@@ -110,7 +111,8 @@ _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n((?:[^\n]*\n){0,60}?)(?:---|\.\.\.)
 _HEADING = re.compile(r"[ \t]{0,3}#{1,6}[ \t]+")
 _LIST_ITEM = re.compile(r"[ \t]*(?:[-*+•‣◦–—]|\(?\d{1,3}[.)]|\(?[a-z]\))[ \t]+(?=\S)")
 _QUOTE = re.compile(r"[ \t]{0,3}(?:>[ \t]?)+")
-_RULE = re.compile(r"[ \t]*(?:[-=*_~][ \t]*){3,}$")
+_QUOTE_WRAP = re.compile(r"\n[ \t]{0,3}(?:>[ \t]?)+")
+_RULE = re.compile(r"[ \t]*(?:[-=*_~|:][ \t]*){3,}$")
 _KEY = re.compile(r"[^\W\d_][\w ./-]{0,30}:(?:\s|$)")
 _TURN = re.compile(
     r"[ \t]*"
@@ -144,7 +146,7 @@ class Sentence:
     Attributes:
         start, end: characters in the document's text; a turn's `Speaker: ` prefix, a heading's
             `#` and a list item's mark lie outside.
-        text: the characters from start to end, each run of white space made one space.
+        text: the characters from start to end, on one line, with single spaces.
         speaker: who says it, in a chat; None elsewhere.
         date: YYYY-MM-DD of the last header line or dated heading above it, else of the first in
             the document; None without one.
@@ -207,19 +209,19 @@ def looks_like_chat(text: str) -> bool:
 def head_of(text: str, document_format: str) -> Head:
     """Return the title and the date that the head of a document gives.
 
-    The title is that of a `title:` header, else the first markdown heading that is no mere date.
+    The title is that of a `title:` header, else the first markdown heading unless that is a date.
     """
-    title: str | None = None
+    named: str | None = None
     heading: str | None = None
     for match in _LINE.finditer(text, 0, 4000):
         line = _plain(match[0])
         header = _HEADER.match(line)
-        if header and header["key"].lower() == "title" and header["value"] and title is None:
-            title = header["value"].strip("\"'“” ")
-        elif heading is None and _HEADING.match(match[0]) and not _date_of_heading(line)[1]:
-            heading = _HEADING.sub("", match[0]).strip().rstrip("#").strip("*_ ")
+        if named is None and header and header["key"].lower() == "title":
+            named = (header["value"] or "").strip("\"'“” ")
+        elif heading is None and _HEADING.match(match[0]):
+            heading = "" if _date_of_heading(line)[1] else line.rstrip("#").rstrip()
     blocks = _blocks(text, document_format == "chat", headers=True)
-    return Head(title or heading or None, _first_of(blocks))
+    return Head(named or heading or None, _first_of(blocks))
 
 
 def _first_of(blocks: Iterable[_Block]) -> str | None:
@@ -241,7 +243,7 @@ def sentences_of(document_text: str, document_format: str) -> list[Sentence]:
         Sentence(
             start,
             end,
-            " ".join(document_text[start:end].split()),
+            " ".join(_QUOTE_WRAP.sub(" ", document_text[start:end]).split()),
             block.speaker,
             block.date or first,
         )
