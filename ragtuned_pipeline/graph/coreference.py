@@ -6,7 +6,7 @@ for it and they, the speaker for I. Whether a person is he or she is a vote over
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,21 +14,21 @@ from ragtuned_pipeline.graph import words as w
 from ragtuned_pipeline.graph.mentions import Tokens
 from ragtuned_pipeline.graph.statements import Place
 
-_SPEAKER = frozenset("i me my mine myself".split())
-_HE = frozenset("he him his himself".split())
-_SHE = frozenset("she her hers herself".split())
-_THING = frozenset("it its itself they their them".split())
-_MALE = frozenset("mr sir lord king prince duke baron count father brother uncle".split())
-_FEMALE = frozenset("mrs ms miss dame lady queen princess duchess mother sister aunt".split())
-_MALE_KIN = frozenset(
-    "father dad son brother uncle nephew grandfather grandad grandson husband widower stepfather "
-    "stepson brother-in-law father-in-law son-in-law godfather great-uncle great-grandfather "
-    "half-brother boyfriend fiancé chairman".split()
+_SPEAKER = w.word_set("i me my mine myself")
+_HE = w.word_set("he him his himself")
+_SHE = w.word_set("she her hers herself")
+_THING = w.word_set("it its itself they their them")
+_MALE = w.word_set("mr sir lord king prince duke baron count father brother uncle")
+_FEMALE = w.word_set("mrs ms miss dame lady queen princess duchess mother sister aunt")
+_MALE_KIN = w.word_set(
+    "father dad son brother uncle nephew grandfather grandad grandson husband widower "
+    "stepfather stepson brother-in-law father-in-law son-in-law godfather great-uncle "
+    "great-grandfather half-brother boyfriend fiancé chairman"
 )
-_FEMALE_KIN = frozenset(
+_FEMALE_KIN = w.word_set(
     "mother mum daughter sister aunt niece grandmother granddaughter wife widow stepmother "
     "stepdaughter sister-in-law mother-in-law daughter-in-law godmother great-aunt "
-    "great-grandmother half-sister girlfriend fiancée chairwoman".split()
+    "great-grandmother half-sister girlfriend fiancée chairwoman"
 )
 _AGE = 3  # sentences for which a subject stays in mind
 
@@ -129,7 +129,7 @@ def _pronouns(
             continue
         if thing >= 0 and kind not in done:
             done.add(kind)
-            found.append(Place(i, i + 1, thing))
+            found.append(Place(i, i + 1, thing, named=False))
     return found
 
 

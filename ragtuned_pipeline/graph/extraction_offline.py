@@ -22,14 +22,16 @@ from ragtuned_pipeline.graph import words as w
 from ragtuned_pipeline.graph.coreference import Reading, refer
 from ragtuned_pipeline.graph.mentions import Evidence, Mention, Tokens, find_mentions, tokenise
 from ragtuned_pipeline.graph.resolution import NamedThing, resolve
-from ragtuned_pipeline.graph.statements import Link, Place, links
+from ragtuned_pipeline.graph.statements import Place, links
 from ragtuned_pipeline.ids import content_id
 from ragtuned_pipeline.settings import GraphSettings
 
+_PARTS = w.word_set("user assistant system speaker me you host guest unknown narrator interviewer")
 _LINE = re.compile(r"[^\n]+")
 _PEOPLE_KEY = re.compile(
     r"(?i)\W*(?:(?:participants?|hosts?|guests?|authors?|speakers?|from|to|cc)\s*:|by\s)\s*"
 )
+
 
 @dataclass(frozen=True)
 class GraphTables:
@@ -53,36 +55,45 @@ class _Line:
     head: bool = False
 
 
-def extract(
-    documents: pa.Table, base_text_units: pa.Table, settings: GraphSettings | None = None
-) -> GraphTables:
+@dataclass(frozen=True)
+class _Read:
+    """The corpus as read: its lines, each with its tokens, places and speaker (-1 for none)."""
+
+    lines: list[_Line]
+    tokens: list[Tokens]
+    things: list[NamedThing]
+    places: list[list[Place]]
+    speakers: list[int]
+
+
+def extract(documents: pa.Table, base_text_units: pa.Table, settings: GraphSettings) -> GraphTables:
     """Return the graph of a corpus; the same whatever the order of `documents`.
 
     Args:
         documents: table `documents`.
         base_text_units: table `base_text_units` of the same documents.
-        settings: `description_sentences` bounds an entity's description.
+        settings: `description_sentences` is the most that an entity's description holds.
 
     A document with text but without text units is a row of failures, stage "graph".
     """
-    settings = settings or GraphSettings()
     rows = sorted(
         documents.select(["id", "path", "text", "format", "creation_date"]).to_pylist(),
         key=lambda row: (row["creation_date"] or "", row["path"] or "", row["id"]),
     )
-    lines = [line for number, row in enumerate(rows) for line in _lines(number, row)]
     units = _Units(base_text_units, [row["id"] for row in rows])
     failures = [
         tables.Failure("graph", row["id"], f"{row['path']}: the document has no text units")
         for number, row in enumerate(rows)
         if (row["text"] or "").strip() and not units.has(number)
     ]
-    parsed, mentions = _read_names(lines)
-    things, places = _places(rows, lines, parsed, mentions)
-    stated = _stated(lines, parsed, places)
-    return _tables(
-        things, places, stated, lines, parsed, units, base_text_units, failures, settings
-    )
+    read = _read(rows)
+    line_units = units.of(read.lines)
+    pairs = _pairs(read)
+    entities = _entities(read, pairs, line_units, units, settings)
+    relationships = _relationships(read, pairs, line_units, units, entities)
+    linked = _linked(base_text_units, "entity_ids", entities)
+    linked = _linked(linked, "relationship_ids", relationships)
+    return GraphTables(entities, relationships, linked, tables.failures_table(failures))
 
 
 def _lines(number: int, row: dict[str, Any]) -> list[_Line]:
@@ -92,19 +103,45 @@ def _lines(number: int, row: dict[str, Any]) -> list[_Line]:
     # What no sentence holds is header lines; some of them list people.
     edges = [0, *(edge for s in sentences for edge in (s.start, s.end)), len(text)]
     for a, b in zip(edges[::2], edges[1::2], strict=True):
-        if b - a > 4 and "\n" in text[a:b] or a == 0:
+        if (b - a > 4 and "\n" in text[a:b]) or a == 0:
             found += _people_lines(number, text, a, b)
     return sorted(found, key=lambda line: line.start)
 
 
 def _people_lines(number: int, text: str, start: int, end: int) -> Iterable[_Line]:
     for match in _LINE.finditer(text, start, end):
-        key = _PEOPLE_KEY.match(match[0])
-        if key:
-            words = " ".join(match[0][key.end() :].split())
-            if words:
-                at = match.start() + key.end()
-                yield _Line(number, at, match.end(), words, None, head=True)
+        if _PEOPLE_KEY.match(match[0]):
+            words = " ".join(match[0].split())
+            yield _Line(number, match.start(), match.end(), words, None, head=True)
+
+
+def _read(rows: Sequence[dict[str, Any]]) -> _Read:
+    """Read names off every line, resolve them to things, and add what pronouns stand for."""
+    lines = [line for number, row in enumerate(rows) for line in _lines(number, row)]
+    tokens, mentions = _read_names(lines)
+    # A document's mentions in reading order; a turn's speaker stands before its words.
+    spoken: list[list[Mention]] = [[] for _ in rows]
+    first: list[int] = []
+    for line, found in zip(lines, mentions, strict=True):
+        if _is_personal(line.speaker):
+            spoken[line.document].append(_person_mention(str(line.speaker)))
+        first.append(len(spoken[line.document]))
+        spoken[line.document] += [_as_person(each) for each in found] if line.head else found
+    resolution = resolve(spoken)
+    honorifics: list[list[str]] = [[] for _ in resolution.things]
+    readings: list[Reading] = []
+    for line, found, own, at in zip(lines, mentions, tokens, first, strict=True):
+        owners = resolution.owners[line.document]
+        named = []
+        for mention, owner in zip(found, owners[at:], strict=False):
+            if owner >= 0:
+                named.append(Place(mention.first, mention.last, owner))
+                honorifics[owner].append(mention.honorific)
+        speaker = owners[at - 1] if _is_personal(line.speaker) else -1
+        readings.append(Reading(line.document, own, tuple(named), speaker, line.head))
+    types = [thing.type for thing in resolution.things]
+    places = refer(readings, types, [" ".join(each) for each in honorifics])
+    return _Read(lines, tokens, resolution.things, places, [each.speaker for each in readings])
 
 
 def _read_names(lines: Sequence[_Line]) -> tuple[list[Tokens], list[list[Mention]]]:
@@ -118,223 +155,188 @@ def _read_names(lines: Sequence[_Line]) -> tuple[list[Tokens], list[list[Mention
     return [tokens[i] for i in where], [mentions[i] for i in where]
 
 
-def _places(
-    rows: Sequence[dict[str, Any]],
-    lines: Sequence[_Line],
-    parsed: Sequence[Tokens],
-    mentions: Sequence[Sequence[Mention]],
-) -> tuple[list[NamedThing], list[list[Place]]]:
-    """Resolve names to things, and give each line the places of the things it speaks of."""
-    per_document: list[list[Mention]] = [[] for _ in rows]
-    address: list[list[int]] = []  # for each line: positions in its document's list; speaker first
-    for line, found in zip(lines, mentions, strict=True):
-        whole = per_document[line.document]
-        positions = []
-        if line.speaker and _is_personal(line.speaker):
-            whole.append(Mention(0, 0, line.speaker, "", False, False, ((w.PERSON, 5),)))
-        positions.append(len(whole) - 1 if line.speaker and _is_personal(line.speaker) else -1)
-        for mention in found:
-            if line.head:
-                mention = mention._replace(votes=((w.PERSON, 5),))
-            positions.append(len(whole))
-            whole.append(mention)
-        address.append(positions)
-    resolution = resolve(per_document)
-    honorifics: list[list[str]] = [[] for _ in resolution.things]
-    readings: list[Reading] = []
-    for line, found, tokens, positions in zip(lines, mentions, parsed, address, strict=True):
-        owners = resolution.owners[line.document]
-        named = []
-        for mention, position in zip(found, positions[1:], strict=True):
-            if owners[position] >= 0:
-                named.append(Place(mention.first, mention.last, owners[position]))
-                honorifics[owners[position]].append(mention.honorific)
-        speaker = owners[positions[0]] if positions[0] >= 0 else -1
-        readings.append(Reading(line.document, tokens, tuple(named), speaker, line.head))
-    types = [thing.type for thing in resolution.things]
-    places = refer(readings, types, [" ".join(each) for each in honorifics])
-    return resolution.things, places
+def _is_personal(speaker: str | None) -> bool:
+    """Tell whether a speaker's label is a name and not a part in the talk."""
+    return speaker is not None and speaker.lower().rstrip(" 0123456789") not in _PARTS
 
 
-def _is_personal(speaker: str) -> bool:
-    return speaker.lower().rstrip(" 0123456789") not in {
-        "user",
-        "assistant",
-        "system",
-        "speaker",
-        "me",
-        "you",
-        "host",
-        "guest",
-        "unknown",
-        "narrator",
-    }
+def _person_mention(name: str) -> Mention:
+    return Mention(0, 0, name, "", False, False, ((w.PERSON, 5),))
 
 
-def _stated(
-    lines: Sequence[_Line], parsed: Sequence[Tokens], places: Sequence[Sequence[Place]]
-) -> list[tuple[int, Link]]:
-    """Return (line, link) for every link that a sentence states, in the order of the corpus."""
-    return [
-        (number, link)
-        for number, (line, tokens, here) in enumerate(zip(lines, parsed, places, strict=True))
-        if not line.head and len(here) > 1
-        for link in links(tokens, here)
-    ]
+def _as_person(mention: Mention) -> Mention:
+    return mention._replace(votes=((w.PERSON, 5),))
 
 
 class _Units:
-    """The text units of each document, by their offsets."""
+    """The text units in the order of the corpus: by document, then by offset."""
 
     def __init__(self, units: pa.Table, document_ids: Sequence[str]) -> None:
         number = {document: i for i, document in enumerate(document_ids)}
-        order: dict[int, list[int]] = defaultdict(list)
-        for row, document in enumerate(units["document_id"].to_pylist()):
-            if document in number:
-                order[number[document]].append(row)
+        documents = np.array(
+            [number.get(name, -1) for name in units["document_id"].to_pylist()], dtype=np.int64
+        )
         starts = units["start"].to_numpy(zero_copy_only=False)
         ends = units["end"].to_numpy(zero_copy_only=False)
-        self._rows: dict[int, np.ndarray[Any, Any]] = {}
-        for document, listed in order.items():
-            rows = np.array(listed)
-            self._rows[document] = rows[np.lexsort((ends[rows], starts[rows]))]
-        self._starts, self._ends = starts, ends
+        order = np.lexsort((ends, starts, documents))
+        self._starts, self._ends = starts[order], ends[order]
+        self._bounds = np.searchsorted(documents[order], np.arange(len(document_ids) + 1))
+        ids = units["id"].to_pylist()
+        self._ids = [ids[row] for row in order.tolist()]
 
     def has(self, document: int) -> bool:
-        return document in self._rows
+        return bool(self._bounds[document] < self._bounds[document + 1])
 
-    def of(self, lines: Sequence[_Line]) -> list[range | np.ndarray[Any, Any]]:
-        """Return for each line the rows of the units that hold it whole, else of those it touches."""
-        found: list[Any] = [np.array([], dtype=np.int64)] * len(lines)
+    def of(self, lines: Sequence[_Line]) -> list[range]:
+        """Return for each line the units that hold it whole, else those that touch it."""
+        found = [range(0)] * len(lines)
         by_document: dict[int, list[int]] = defaultdict(list)
         for i, line in enumerate(lines):
             by_document[line.document].append(i)
         for document, members in by_document.items():
-            rows = self._rows.get(document)
-            if rows is None:
-                continue
-            starts, ends = self._starts[rows], self._ends[rows]
+            base, stop = self._bounds[document : document + 2].tolist()
+            starts, ends = self._starts[base:stop], self._ends[base:stop]
             first = np.array([lines[i].start for i in members])
             last = np.array([lines[i].end for i in members])
             low = np.searchsorted(ends, last, "left")
             high = np.searchsorted(starts, first, "right")
-            split = low >= high
-            low = np.where(split, np.searchsorted(ends, first, "right"), low)
-            high = np.where(split, np.searchsorted(starts, last, "left"), high)
+            cut = low >= high
+            low = np.where(cut, np.searchsorted(ends, first, "right"), low)
+            high = np.where(cut, np.searchsorted(starts, last, "left"), high)
             for i, a, b in zip(members, low.tolist(), high.tolist(), strict=True):
-                found[i] = rows[a:b]
+                found[i] = range(base + a, base + b)
         return found
 
+    def ids(self, held: Iterable[range]) -> list[str]:
+        """Return the ids of all units in `held`, each once, in the order of the corpus."""
+        return [self._ids[i] for i in sorted({i for each in held for i in each})]
 
-def _tables(
-    things: Sequence[NamedThing],
-    places: Sequence[Sequence[Place]],
-    stated: Sequence[tuple[int, Link]],
-    lines: Sequence[_Line],
-    parsed: Sequence[Tokens],
-    units: _Units,
-    base_text_units: pa.Table,
-    failures: list[tables.Failure],
-    settings: GraphSettings,
-) -> GraphTables:
-    unit_ids = base_text_units["id"].to_pylist()
-    line_units = units.of(lines)
-    spoken: dict[int, list[int]] = defaultdict(list)  # thing -> lines
-    for number, here in enumerate(places):
-        for thing in sorted({place.thing for place in here}):
-            spoken[thing].append(number)
-    # ...speakers whose every line lacks an "I" are things too: their first line carries them.
-    pairs: dict[tuple[int, int], list[tuple[int, str | None]]] = defaultdict(list)
-    for number, link in stated:
-        pairs[link.source, link.target].append((number, link.inverse))
-    neighbours: dict[int, set[int]] = defaultdict(set)
+
+# (source, target) -> the statements: (line, phrase from target to source)
+_Pairs = dict[tuple[int, int], list[tuple[int, str | None]]]
+
+
+def _pairs(read: _Read) -> _Pairs:
+    pairs: _Pairs = defaultdict(list)
+    for number, (line, tokens, here) in enumerate(
+        zip(read.lines, read.tokens, read.places, strict=True)
+    ):
+        if line.head or len(here) < 2:
+            continue
+        for link in links(tokens, here):
+            pairs[link.source, link.target].append((number, link.inverse))
+    return pairs
+
+
+def _degrees(pairs: _Pairs, things: int) -> list[int]:
+    neighbours: list[set[int]] = [set() for _ in range(things)]
     for source, target in pairs:
         neighbours[source].add(target)
         neighbours[target].add(source)
-    ids = [content_id("ent", thing.title.casefold()) for thing in things]
-    in_unit: tuple[dict[int, set[str]], dict[int, set[str]]] = (defaultdict(set), defaultdict(set))
+    return [len(each) for each in neighbours]
 
-    def unit_rows(numbers: Iterable[int]) -> list[int]:
-        return sorted({int(row) for number in numbers for row in line_units[number]})
 
-    entity_rows = []
-    for i, thing in enumerate(things):
-        held = unit_rows(spoken[i])
-        for row in held:
-            in_unit[0][row].add(ids[i])
-        entity_rows.append(
+def _entities(
+    read: _Read,
+    pairs: _Pairs,
+    line_units: Sequence[range],
+    units: _Units,
+    settings: GraphSettings,
+) -> pa.Table:
+    told: list[list[int]] = [[] for _ in read.things]  # lines that speak of the thing
+    said: list[list[int]] = [[] for _ in read.things]  # lines that it speaks
+    for number, (here, speaker) in enumerate(zip(read.places, read.speakers, strict=True)):
+        for one in sorted({place.thing for place in here}):
+            told[one].append(number)
+        if speaker >= 0:
+            said[speaker].append(number)
+    degrees = _degrees(pairs, len(read.things))
+    rows = []
+    for i, thing in enumerate(read.things):
+        held = units.ids(line_units[number] for number in (*told[i], *said[i]))
+        rows.append(
             {
-                "id": ids[i],
+                "id": content_id("ent", thing.title.casefold()),
                 "human_readable_id": i,
                 "title": thing.title,
                 "type": thing.type,
                 "description": _description(
-                    i, spoken[i], lines, places, settings.description_sentences
+                    i, told[i] or said[i], read, settings.description_sentences
                 ),
-                "text_unit_ids": [unit_ids[row] for row in held],
+                "text_unit_ids": held,
                 "frequency": len(held),
-                "degree": len(neighbours[i]),
+                "degree": degrees[i],
                 "aliases": list(thing.aliases),
                 "type_votes": list(thing.votes),
             }
         )
-    relationship_rows = []
-    for number, ((source, target), said) in enumerate(sorted(pairs.items())):
-        held = unit_rows(line for line, _ in said)
-        identity = content_id("rel", ids[source], ids[target])
-        for row in held:
-            in_unit[1][row].add(identity)
-        sentences = list(dict.fromkeys(lines[line].text for line, _ in said))
-        relationship_rows.append(
+    return tables.table("entities", rows)
+
+
+def _description(thing: int, told: Sequence[int], read: _Read, most: int) -> str:
+    """Return the sentences that say most about a thing, in time order; header lines if no other.
+
+    A sentence says more the more other things it names, if the thing is its subject and named,
+    and if it gives a number or date; a question or a few words say less.
+    """
+    stated = [number for number in told if not read.lines[number].head] or told
+    first: dict[str, int] = {}
+    for number in stated:
+        first.setdefault(read.lines[number].text, number)
+
+    def order(number: int) -> tuple[int, int]:
+        text, here = read.lines[number].text, read.places[number]
+        score = min(len({place.thing for place in here}), 4)
+        score += 2 * bool(here and here[0].thing == thing) + any(c.isdigit() for c in text)
+        score += 2 * any(place.named and place.thing == thing for place in here)
+        score -= 3 * text.endswith("?") + 2 * (len(text) < 30)
+        return -score, number
+
+    chosen = sorted(sorted(first.values(), key=order)[:most])
+    return " ".join(read.lines[number].text for number in chosen)
+
+
+def _relationships(
+    read: _Read,
+    pairs: _Pairs,
+    line_units: Sequence[range],
+    units: _Units,
+    entities: pa.Table,
+) -> pa.Table:
+    ids, titles = entities["id"].to_pylist(), entities["title"].to_pylist()
+    degrees = entities["degree"].to_pylist()
+    rows = []
+    for number, ((source, target), stated) in enumerate(sorted(pairs.items())):
+        sentences = list(dict.fromkeys(read.lines[line].text for line, _ in stated))
+        rows.append(
             {
-                "id": identity,
+                "id": content_id("rel", ids[source], ids[target]),
                 "human_readable_id": number,
-                "source": things[source].title,
-                "target": things[target].title,
+                "source": titles[source],
+                "target": titles[target],
                 "description": " ".join(sentences),
-                "weight": float(len(said)),
-                "combined_degree": len(neighbours[source]) + len(neighbours[target]),
-                "text_unit_ids": [unit_ids[row] for row in held],
+                "weight": float(len(stated)),
+                "combined_degree": degrees[source] + degrees[target],
+                "text_unit_ids": units.ids(line_units[line] for line, _ in stated),
                 "source_id": ids[source],
                 "target_id": ids[target],
                 "sentences": sentences,
-                "inverse": next((inverse for _, inverse in said if inverse), None),
+                "inverse": next((inverse for _, inverse in stated if inverse), None),
             }
         )
-    linked = base_text_units
-    for column, held_ids in zip(("entity_ids", "relationship_ids"), in_unit, strict=True):
-        values = [sorted(held_ids[row]) for row in range(len(unit_ids))]
-        position = linked.schema.get_field_index(column)
-        linked = linked.set_column(
-            position, linked.schema.field(column), pa.array(values, pa.list_(pa.string()))
-        )
-    return GraphTables(
-        tables.table("entities", entity_rows),
-        tables.table("relationships", relationship_rows),
-        linked,
-        tables.failures_table(failures),
+    return tables.table("relationships", rows)
+
+
+def _linked(text_units: pa.Table, column: str, linked: pa.Table) -> pa.Table:
+    """Return `text_units` with the ids of the rows of `linked` that name each unit, sorted."""
+    held: dict[str, list[str]] = defaultdict(list)
+    for identity, units in zip(
+        linked["id"].to_pylist(), linked["text_unit_ids"].to_pylist(), strict=True
+    ):
+        for unit in units:
+            held[unit].append(identity)
+    values = [sorted(held[unit]) for unit in text_units["id"].to_pylist()]
+    at = text_units.schema.get_field_index(column)
+    return text_units.set_column(
+        at, text_units.schema.field(at), pa.array(values, pa.list_(pa.string()))
     )
-
-
-def _description(
-    thing: int,
-    spoken: Sequence[int],
-    lines: Sequence[_Line],
-    places: Sequence[Sequence[Place]],
-    most: int,
-) -> str:
-    """Return the sentences that say most about a thing, in time order."""
-    first: dict[str, int] = {}
-    for number in spoken:
-        if not lines[number].head:
-            first.setdefault(lines[number].text, number)
-
-    def weight(number: int) -> tuple[float, int]:
-        line, here = lines[number], places[number]
-        score = min(len({place.thing for place in here}), 4)
-        score += 2 * (here[0].thing == thing) + any(c.isdigit() for c in line.text)
-        score -= 3 * line.text.endswith("?") + 2 * (len(line.text) < 30)
-        return -score, number
-
-    chosen = sorted(sorted(first.values(), key=weight)[:most])
-    return " ".join(lines[number].text for number in chosen)

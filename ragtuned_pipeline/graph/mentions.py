@@ -23,13 +23,12 @@ _TOKEN = re.compile(
 )
 _CONTRACTION = re.compile(r"(?i)(?:n['’]t|['’](?:s|m|re|ve|ll|d|em))$")
 _OPENERS = frozenset("\"“‘'«([—–-:*_#>|•;…!?")
-_CLOSERS = frozenset("\"”’'»)]*_")
-_PARTNERS = frozenset(
-    ["sons", "daughters", "co", "company", "partners", "associates", "brothers", "sisters"]
-)
-_ADDRESS = frozenset(("Mr", "Mr.", "Mrs", "Mrs.", "Ms", "Ms.", "Miss", "Dr", "Dr.", "Prof", "Prof."))
-_PERSON_MONTHS = frozenset(("April", "May", "June", "August"))
-_TITLE_WORDS = frozenset("for in on at to with from by under over and".split())
+_QUOTES = frozenset((("*", "*"), ("_", "_"), ('"', '"'), ("“", "”"), ("‘", "’"), ("'", "'")))
+_PARTNERS = w.word_set("sons daughters co company partners associates brothers sisters")
+_ADDRESS = w.word_set("Mr Mr. Mrs Mrs. Ms Ms. Miss Dr Dr. Prof Prof.")
+_PERSON_MONTHS = w.word_set("April May June August")
+_BEFORE_DATES = w.word_set("in on of last this next by since until")
+_TITLE_WORDS = w.word_set("for in on at to with from by under over and")
 _HEADING_WORDS = 4  # fewer capitalised words than this make no headline
 
 
@@ -46,8 +45,8 @@ class Mention(NamedTuple):
     """A name in a sentence.
 
     `first` and `last` are token indices, `last` exclusive, article and honorific outside;
-    `definite`: "the" stands before it and belongs to it; `weak`: a plain English word that only its capital lifts
-    ("the Trust"), a name only if it is short for one.
+    `definite`: "the" stands before it and belongs to it; `weak`: a plain English word that only
+    its capital lifts ("the Trust"), a name only if it is short for one.
     """
 
     first: int
@@ -60,7 +59,7 @@ class Mention(NamedTuple):
 
 
 def tokenise(text: str) -> Tokens:
-    """Return the sentence's tokens, tagged. Contractions and possessives are tokens of their own."""
+    """Return the sentence's tokens, tagged; what an apostrophe adds is a token of its own."""
     found: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
@@ -307,7 +306,7 @@ def _is_work(tokens: Tokens, first: int) -> bool:
 def _mention(
     tokens: Tokens, first: int, last: int, evidence: Evidence, headline: bool
 ) -> Mention | None:
-    """Return the name at tokens[first:last] once sentence-initial words and titles are taken off."""
+    """Return the name at tokens[first:last] without sentence-initial words and titles."""
     words = tokens.words
     if starts_sentence(tokens, first) or headline:
         first = _drop_common_start(words, first, last, evidence, headline)
@@ -360,8 +359,9 @@ def _drop_common_start(
         if not w.is_common(word) or evidence.is_name(word):
             break
         rest = _join(words[first + 1 : last])
-        noun = w.tag([word.lower()])[0].startswith("NN")
-        if noun and not evidence.runs[rest] and not headline:
+        # "Rose Tyler" and "Candle Flood" stay whole, "Yesterday Tyler" and "Poor Tyler" do not.
+        noun_or_verb = w.tag([word.lower()])[0].startswith(("NN", "VB"))
+        if noun_or_verb and not evidence.runs[rest] and not headline:
             break
         first += 1
     return first
@@ -399,6 +399,8 @@ def _votes(
     after = words[last].lower() if last < len(words) else ""
     second = words[last + 1].lower() if last + 1 < len(words) else ""
     third = words[last + 2].lower() if last + 2 < len(words) else ""
+    if _is_quoted(words, first, last):
+        votes[w.OBJECT] += 6
     if before in w.PLACE_PREPOSITIONS and after != "'s":
         votes[w.GEO] += 2 if before == "in" else 1
     if before == "of" and first > 1:
@@ -430,6 +432,15 @@ def _votes(
     if before in {"said", "says", "asked", "replied", "told"}:
         votes[w.PERSON] += 1
     return tuple(sorted(votes.items()))
+
+
+def _is_quoted(words: Sequence[str], first: int, last: int) -> bool:
+    """Tell whether quotation marks or italics hold the name and nothing else but its article."""
+    if first and words[first - 1] in {"The", "A", "An"}:
+        first -= 1
+    if last < len(words) and words[last] in {",", "."}:
+        last += 1
+    return first > 0 and last < len(words) and (words[first - 1], words[last]) in _QUOTES
 
 
 def _apposed_noun(tokens: Tokens, i: int) -> str:

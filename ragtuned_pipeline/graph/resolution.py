@@ -172,7 +172,7 @@ def _short_forms(
     for key in sorted(roots):
         parts = _parts(key)
         root = roots[key]
-        holders.update({part for part in parts})
+        holders.update(set(parts))
         if kinds[key] == w.PERSON:
             by_first[parts[0]].add(root)
             by_last[parts[-1]].add(root)
@@ -239,7 +239,7 @@ def _assign(
     forms: dict[str, _Form],
     roots: dict[str, str],
     short: dict[str, list[str]],
-) -> list[str]:  # type: ignore[type-arg]
+) -> list[str]:
     """Return for each mention of one document the form that stands for its thing, "" for none."""
     here: Counter[str] = Counter()
     for mention in mentions:
@@ -304,7 +304,7 @@ def _things(
 
 
 def _title(owner: str, form: _Form, spellings: Counter[str]) -> str:
-    """Return the longest commonly used full form, its honorific kept only where it is never bare."""
+    """Return the longest common full form; an honorific stays where the name is never bare."""
     most = max(spellings.values())
     common = [name for name, count in spellings.items() if count * 5 >= most and count]
     words = len(owner.split())

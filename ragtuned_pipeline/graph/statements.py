@@ -1,4 +1,4 @@
-"""Which of a sentence's names the sentence links, in what direction, and how that reads backwards."""
+"""Which things a sentence links, in what direction, and how that reads backwards."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from ragtuned_pipeline.graph.mentions import Tokens
 
 # Chosen on the news and podcast samples (docs/log.md).
 _NEAR, _FAR = 5, 25  # tokens between two things
-_REPORTING = frozenset("said says told tells asked thinks think argued added recalled".split())
-_SUBORDINATE = frozenset("while when after before because although but so if until".split())
+_REPORTING = w.word_set("said says told tells asked thinks think argued added recalled")
+_SUBORDINATE = w.word_set("while when after before because although but so if until")
 
 
 class Place(NamedTuple):
-    """A thing's place in a sentence: tokens first to last (exclusive)."""
+    """A thing's place in a sentence: tokens first to last (exclusive), by name or by pronoun."""
 
     first: int
     last: int
     thing: int
+    named: bool = True
 
 
 class Link(NamedTuple):
@@ -55,20 +56,26 @@ def _linked(tokens: Tokens, left: Place, right: Place, first: bool, between: int
     if between == 0:
         return len(words) <= _FAR and _SUBORDINATE.isdisjoint(words)
     owned = right.first > 0 and tokens.words[right.first - 1] == "of"
-    return left.first <= 2 and between <= 2 and len(words) <= _FAR and ";" not in words and not owned
+    return (
+        left.first <= 2 and between <= 2 and len(words) <= _FAR and ";" not in words and not owned
+    )
 
 
 def _inverse(tokens: Tokens, left: Place, right: Place) -> str | None:
     """Return the phrase from right to left where the words between are one plain verb phrase."""
     words = [word.lower() for word in tokens.words[left.last : right.first]]
     tags = tokens.tags[left.last : right.first]
-    while words and tags[-1] in {"DT", "PRP$"}:
+    while words and (tags[-1] in {"DT", "PRP$"} or words[-1].rstrip(".") in w.HONORIFICS):
         words.pop()
         tags = tags[:-1]
     while words and tags[0] == "RB":
         words.pop(0)
         tags = tags[1:]
-    if len(words) == 1 and tags[0] == "VBD" and w.lemma(words[0]) not in {"be", "have", "do"}:
+    if (
+        len(words) == 1
+        and tags[0] in {"VBD", "VBN"}
+        and w.lemma(words[0]) not in {"be", "have", "do"}
+    ):
         return f"was {w.participle(words[0])} by"
     if len(words) == 1 and tags[0] == "VBZ" and w.lemma(words[0]) not in {"be", "have", "do"}:
         return f"is {w.participle(_past(words[0]))} by"

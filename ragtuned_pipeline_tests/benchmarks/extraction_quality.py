@@ -20,6 +20,7 @@ import pyarrow as pa
 from ragtuned_pipeline import tables
 from ragtuned_pipeline.graph.extraction_offline import GraphTables, extract
 from ragtuned_pipeline.ids import content_id
+from ragtuned_pipeline.settings import Settings
 
 SAMPLES = Path(__file__).parents[2] / "ragtuned_pipeline" / "samples"
 
@@ -122,7 +123,7 @@ def measure(sample: str, errors: bool = False) -> tuple[Score, Score]:
     folder = SAMPLES / sample
     documents, units = read_sample(folder / "documents")
     started = time.perf_counter()
-    graph = extract(documents, units)
+    graph = extract(documents, units, Settings().graph)
     seconds = time.perf_counter() - started
     gold = [json.loads(line) for line in (folder / "gold" / "entities.jsonl").open()]
     related = [json.loads(line) for line in (folder / "gold" / "relationships.jsonl").open()]
@@ -140,9 +141,9 @@ def measure(sample: str, errors: bool = False) -> tuple[Score, Score]:
         for row in graph.entities.to_pylist()
         if row["id"] in known
     )
+    types = Score(typed, len(known), len(known)).precision
     print(
-        f"{sample:8} entities {entities}   pairs {relations}   types {typed / max(1, len(known)):.3f}"
-        f"   {seconds:.2f} s, {documents.num_rows} documents"
+        f"{sample:8} entities {entities}   pairs {relations}   types {types:.3f}   {seconds:.2f} s"
     )
     if errors:
         print(" missed:", sorted(set(kinds) - set(known.values())))

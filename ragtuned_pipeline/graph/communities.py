@@ -1,0 +1,161 @@
+"""Communities of entities: hierarchical Leiden (Traag et al. 2019), as GraphRAG runs it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ragtuned_pipeline import tables
+from ragtuned_pipeline.ids import content_id
+from ragtuned_pipeline.settings import GraphSettings
+
+_TITLE_NAMES = 3
+
+
+@dataclass(frozen=True)
+class _Cluster:
+    level: int
+    parent: int  # index of the parent cluster, -1 for a root
+    members: tuple[int, ...]  # rows of entities, ascending
+
+
+def cluster(entities: pa.Table, relationships: pa.Table, settings: GraphSettings) -> pa.Table:
+    """Return the table `communities`: level 0 holds the roots, children split them further.
+
+    Every component of the graph is clustered. An entity without relationships is in no community.
+    A cluster above `settings.max_cluster_size` stays whole where Leiden cannot split it. Leiden
+    sees undirected edges, (lo, hi) by entity id and sorted, parallel and reversed ones summed:
+    its result depends on their order. Communities are numbered by level, then size, then title.
+    """
+    ids = entities["id"].to_pylist()
+    row = {identity: i for i, identity in enumerate(ids)}
+    source = np.array([row[i] for i in relationships["source_id"].to_pylist()], dtype=np.int64)
+    target = np.array([row[i] for i in relationships["target_id"].to_pylist()], dtype=np.int64)
+    if len(source) == 0:
+        return tables.table("communities", [])
+    clusters = _leiden(_edges(relationships), row, settings)
+    inner = _inner_edges(clusters, source, target, len(ids))
+    titles = entities["title"].to_pylist()
+    names = [
+        _title(each.members, Counter([*source[held], *target[held]]), titles)
+        for each, held in zip(clusters, inner, strict=True)
+    ]
+    order = sorted(
+        range(len(clusters)),
+        key=lambda i: (
+            clusters[i].level,
+            -len(clusters[i].members),
+            names[i],
+            [ids[m] for m in clusters[i].members],
+        ),
+    )
+    number = {old: new for new, old in enumerate(order)} | {-1: -1}
+    children: dict[int, list[int]] = defaultdict(list)
+    for i in order:
+        children[clusters[i].parent].append(number[i])
+    edge_ids = relationships["id"].to_pylist()
+    edge_units = relationships["text_unit_ids"].to_pylist()
+    rows: list[dict[str, Any]] = []
+    for i in order:
+        each = clusters[i]
+        members = [ids[m] for m in each.members]
+        rows.append(
+            {
+                "id": content_id("com", str(each.level), *sorted(members)),
+                "human_readable_id": number[i],
+                "community": number[i],
+                "level": each.level,
+                "parent": number[each.parent],
+                "children": children[i],
+                "title": names[i],
+                "entity_ids": members,
+                "relationship_ids": [edge_ids[e] for e in inner[i]],
+                "text_unit_ids": sorted({unit for e in inner[i] for unit in edge_units[e]}),
+                "period": None,
+                "size": len(members),
+            }
+        )
+    return tables.table("communities", rows)
+
+
+def _edges(relationships: pa.Table) -> list[tuple[str, str, float]]:
+    """Return the undirected edges (lo, hi, weight), sorted, weights of the same pair summed."""
+    a, b = relationships["source_id"], relationships["target_id"]
+    ordered = pc.less_equal(a, b)
+    pairs = pa.table(
+        {
+            "lo": pc.if_else(ordered, a, b),
+            "hi": pc.if_else(ordered, b, a),
+            "weight": relationships["weight"],
+        }
+    )
+    # One thread: a float sum must not depend on which thread came first.
+    summed = pairs.group_by(["lo", "hi"], use_threads=False).aggregate([("weight", "sum")])
+    summed = summed.sort_by([("lo", "ascending"), ("hi", "ascending")])
+    return list(
+        zip(
+            summed["lo"].to_pylist(),
+            summed["hi"].to_pylist(),
+            summed["weight_sum"].to_pylist(),
+            strict=True,
+        )
+    )
+
+
+def _leiden(
+    edges: list[tuple[str, str, float]], row: dict[str, int], settings: GraphSettings
+) -> list[_Cluster]:
+    import graspologic_native
+
+    partition = graspologic_native.hierarchical_leiden(
+        edges=edges,
+        max_cluster_size=settings.max_cluster_size,
+        seed=settings.seed,
+        resolution=settings.resolution,
+        randomness=settings.randomness,
+        use_modularity=True,
+        iterations=1,
+    )
+    members: dict[int, list[int]] = defaultdict(list)
+    place: dict[int, tuple[int, int]] = {}
+    for entry in partition:
+        members[entry.cluster].append(row[entry.node])
+        parent = -1 if entry.parent_cluster is None else entry.parent_cluster
+        place[entry.cluster] = (entry.level, parent)
+    order = sorted(members)
+    index = {name: i for i, name in enumerate(order)} | {-1: -1}
+    return [
+        _Cluster(place[name][0], index[place[name][1]], tuple(sorted(members[name])))
+        for name in order
+    ]
+
+
+def _title(members: Sequence[int], links: Mapping[int, int], titles: Sequence[str]) -> str:
+    """Return the names of the members with the most links inside the cluster."""
+    central = sorted(members, key=lambda m: (-links[m], titles[m]))[:_TITLE_NAMES]
+    return ", ".join(titles[m] for m in central)
+
+
+def _inner_edges(
+    clusters: Sequence[_Cluster],
+    source: np.ndarray[Any, Any],
+    target: np.ndarray[Any, Any],
+    size: int,
+) -> list[list[int]]:
+    """Return for each cluster the rows of the relationships with both ends in it."""
+    inner: list[list[int]] = [[] for _ in clusters]
+    for level in sorted({each.level for each in clusters}):
+        holder = np.full(size, -1, dtype=np.int64)
+        for i, each in enumerate(clusters):
+            if each.level == level:
+                holder[list(each.members)] = i
+        both = holder[source] == holder[target]
+        for edge in np.flatnonzero(both & (holder[source] >= 0)).tolist():
+            inner[int(holder[source[edge]])].append(edge)
+    return inner
