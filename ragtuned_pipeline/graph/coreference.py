@@ -7,7 +7,7 @@ for it and they, the speaker for I. Whether a person is he or she is a vote over
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ragtuned_pipeline.graph import words as w
@@ -30,6 +30,8 @@ _FEMALE_KIN = w.word_set(
     "stepdaughter sister-in-law mother-in-law daughter-in-law godmother great-aunt "
     "great-grandmother half-sister girlfriend fiancée chairwoman"
 )
+_ADDRESS_MARKS = frozenset((",", ".", "?", "!", '"', "“", "”", "-", "–", "—", ""))
+_FIRST_PERSON_SHARE = 0.2  # of the sentences of a corpus that one person writes
 _AGE = 3  # sentences for which a subject stays in mind
 
 
@@ -37,7 +39,7 @@ _AGE = 3  # sentences for which a subject stays in mind
 class Reading:
     """One sentence: its document, tokens, named things and speaker (-1 for none).
 
-    `head`: a header line, of which no pronoun speaks.
+    `head`: a header line, of which no pronoun speaks; `quoted`: it starts inside quotation marks.
     """
 
     document: int
@@ -45,6 +47,7 @@ class Reading:
     named: tuple[Place, ...]
     speaker: int
     head: bool
+    quoted: bool
 
 
 @dataclass
@@ -66,13 +69,14 @@ def refer(
         honorifics: the honorifics of each thing, joined by spaces.
     """
     votes = _gender_votes(readings, types, honorifics)
+    writer = _writer(readings, types)
     mind = _Mind([], [])
     document = -1
     places = []
     for number, reading in enumerate(readings):
         if reading.document != document:
             mind, document = _Mind([], []), reading.document
-        here = sorted([*reading.named, *_pronouns(reading, types, votes, mind, number)])
+        here = sorted([*reading.named, *_pronouns(reading, writer, types, votes, mind, number)])
         if not reading.head:
             _remember(mind, here, reading, types, number)
         places.append(here)
@@ -101,26 +105,86 @@ def _gender_votes(
     return dict(votes)
 
 
+def _with_quotes(reading: Reading) -> Iterator[tuple[str, bool]]:
+    """Yield each word and whether it stands inside quotation marks."""
+    quoted = reading.quoted
+    for word in reading.tokens.words:
+        quoted = inside_quotes(word, quoted)
+        yield word, quoted
+
+
+def inside_quotes(text: str, quoted: bool) -> bool:
+    """Return whether what follows `text` is inside quotation marks, given whether it starts so."""
+    for mark in text:
+        if mark == '"':
+            quoted = not quoted
+        elif mark in "“”":
+            quoted = mark == "“"
+    return quoted
+
+
+def _writer(readings: Sequence[Reading], types: Sequence[str]) -> int:
+    """Return the person who says "I" all through a corpus without speakers, -1 if none is named.
+
+    A writer's name stands where others address or sign it ("Dear Ann", "tell me, Ann,", "I am
+    Ann") and, unlike all other names, hardly ever where it would be a subject.
+    """
+    if any(reading.speaker >= 0 for reading in readings):
+        return -1
+    personal = 0
+    votes: Counter[int] = Counter()
+    for reading in readings:
+        marked = list(_with_quotes(reading))
+        personal += any(word.lower() in _SPEAKER and not quoted for word, quoted in marked)
+        for place in reading.named:
+            if types[place.thing] == w.PERSON and not reading.head:
+                votes[place.thing] += _writer_vote(reading.tokens, place, marked)
+    if personal < _FIRST_PERSON_SHARE * len(readings) or not votes:
+        return -1
+    best = min(votes, key=lambda thing: (-votes[thing], thing))
+    return best if votes[best] > 1 else -1
+
+
+def _writer_vote(tokens: Tokens, place: Place, marked: Sequence[tuple[str, bool]]) -> int:
+    words = [""] + [word.lower() for word, _ in marked] + [""]
+    before, after = words[place.first], words[place.last + 1]
+    quoted = marked[place.first][1]
+    if before == "dear":
+        return 2
+    if not quoted and words[max(place.first - 1, 0) : place.first + 1] in (["i", "am"], ["i", "'m"]):
+        return 2
+    if quoted and before in _ADDRESS_MARKS and after in _ADDRESS_MARKS:
+        return 1
+    subject = place.last < len(tokens.tags) and tokens.tags[place.last].startswith(("VB", "MD"))
+    return -int(subject and not quoted)
+
+
 def _pronouns(
-    reading: Reading, types: Sequence[str], votes: dict[int, int], mind: _Mind, number: int
+    reading: Reading,
+    writer: int,
+    types: Sequence[str],
+    votes: dict[int, int],
+    mind: _Mind,
+    number: int,
 ) -> list[Place]:
     found: list[Place] = []
     done: set[str] = set()
     starts = {place.first: types[place.thing] == w.PERSON for place in reading.named}
     person_before = thing_before = False
-    for i, word in enumerate(reading.tokens.words):
+    speaker = reading.speaker if reading.speaker >= 0 else writer
+    for i, (word, quoted) in enumerate(_with_quotes(reading)):
         if i in starts:
             person_before |= starts[i]
             thing_before |= not starts[i]
         low = word.lower()
         thing = -1
-        if low in _SPEAKER:
-            kind, thing = "speaker", reading.speaker
+        if low in _SPEAKER and not quoted:
+            kind, thing = "speaker", speaker
         elif low in _HE or low in _SHE:
             kind = "person"
             if not person_before:
                 male = low in _HE
-                thing = _person(mind, votes, male, reading.speaker, number)
+                thing = _person(mind, votes, male, speaker, number)
         elif low in _THING:
             kind = "thing"
             if not thing_before and mind.things and number - mind.things[-1][1] <= 1:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from ragtuned_pipeline import tables
 from ragtuned_pipeline.corpus.sentences import sentences_of
 from ragtuned_pipeline.graph import words as w
-from ragtuned_pipeline.graph.coreference import Reading, refer
+from ragtuned_pipeline.graph.coreference import Reading, inside_quotes, refer
 from ragtuned_pipeline.graph.mentions import Evidence, Mention, Tokens, find_mentions, tokenise
 from ragtuned_pipeline.graph.resolution import NamedThing, resolve
 from ragtuned_pipeline.graph.statements import Place, links
@@ -53,6 +53,7 @@ class _Line:
     text: str
     speaker: str | None
     head: bool = False
+    quoted: bool = False  # starts inside quotation marks
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,13 @@ def extract(documents: pa.Table, base_text_units: pa.Table, settings: GraphSetti
 def _lines(number: int, row: dict[str, Any]) -> list[_Line]:
     text = row["text"] or ""
     sentences = sentences_of(text, row["format"])
-    found = [_Line(number, s.start, s.end, s.text, s.speaker) for s in sentences]
+    found: list[_Line] = []
+    quoted, last = False, 0
+    for s in sentences:
+        # A quotation may go on from sentence to sentence, not from paragraph to paragraph.
+        quoted = quoted and "\n" not in text[last : s.start]
+        found.append(_Line(number, s.start, s.end, s.text, s.speaker, quoted=quoted))
+        quoted, last = inside_quotes(s.text, quoted), s.end
     # What no sentence holds is header lines; some of them list people.
     edges = [0, *(edge for s in sentences for edge in (s.start, s.end)), len(text)]
     for a, b in zip(edges[::2], edges[1::2], strict=True):
@@ -138,7 +145,7 @@ def _read(rows: Sequence[dict[str, Any]]) -> _Read:
                 named.append(Place(mention.first, mention.last, owner))
                 honorifics[owner].append(mention.honorific)
         speaker = owners[at - 1] if _is_personal(line.speaker) else -1
-        readings.append(Reading(line.document, own, tuple(named), speaker, line.head))
+        readings.append(Reading(line.document, own, tuple(named), speaker, line.head, line.quoted))
     types = [thing.type for thing in resolution.things]
     places = refer(readings, types, [" ".join(each) for each in honorifics])
     return _Read(lines, tokens, resolution.things, places, [each.speaker for each in readings])
