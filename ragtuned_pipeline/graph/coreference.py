@@ -18,6 +18,7 @@ _SPEAKER = w.word_set("i me my mine myself")
 _HE = w.word_set("he him his himself")
 _SHE = w.word_set("she her hers herself")
 _THING = w.word_set("it its itself they their them")
+_OBJECTS = w.word_set("him her it them")
 _MALE = w.word_set("mr sir lord king prince duke baron count father brother uncle")
 _FEMALE = w.word_set("mrs ms miss dame lady queen princess duchess mother sister aunt")
 _MALE_KIN = w.word_set(
@@ -151,7 +152,10 @@ def _writer_vote(tokens: Tokens, place: Place, marked: Sequence[tuple[str, bool]
     quoted = marked[place.first][1]
     if before == "dear":
         return 2
-    if not quoted and words[max(place.first - 1, 0) : place.first + 1] in (["i", "am"], ["i", "'m"]):
+    if not quoted and words[max(place.first - 1, 0) : place.first + 1] in (
+        ["i", "am"],
+        ["i", "'m"],
+    ):
         return 2
     if quoted and before in _ADDRESS_MARKS and after in _ADDRESS_MARKS:
         return 1
@@ -169,26 +173,25 @@ def _pronouns(
 ) -> list[Place]:
     found: list[Place] = []
     done: set[str] = set()
-    starts = {place.first: types[place.thing] == w.PERSON for place in reading.named}
-    person_before = thing_before = False
+    starts = {place.first: place.thing for place in reading.named}
+    persons: list[int] = []  # named so far in the sentence
+    others: list[int] = []
     speaker = reading.speaker if reading.speaker >= 0 else writer
     for i, (word, quoted) in enumerate(_with_quotes(reading)):
         if i in starts:
-            person_before |= starts[i]
-            thing_before |= not starts[i]
+            (persons if types[starts[i]] == w.PERSON else others).append(starts[i])
         low = word.lower()
         thing = -1
         if low in _SPEAKER and not quoted:
             kind, thing = "speaker", speaker
         elif low in _HE or low in _SHE:
             kind = "person"
-            if not person_before:
-                male = low in _HE
-                thing = _person(mind, votes, male, speaker, number)
+            if not persons or _is_object(reading.tokens, i):
+                thing = _person(mind, votes, low in _HE, {speaker, *persons}, number)
         elif low in _THING:
             kind = "thing"
-            if not thing_before and mind.things and number - mind.things[-1][1] <= 1:
-                thing = mind.things[-1][0]
+            if not others or _is_object(reading.tokens, i):
+                thing = _thing(mind, others, number)
         else:
             continue
         if thing >= 0 and kind not in done:
@@ -197,11 +200,28 @@ def _pronouns(
     return found
 
 
-def _person(mind: _Mind, votes: dict[int, int], male: bool, speaker: int, number: int) -> int:
+def _is_object(tokens: Tokens, i: int) -> bool:
+    """Tell whether the pronoun at `i` is an object, which its clause's subject cannot be."""
+    if tokens.words[i].lower() not in _OBJECTS or i == 0:
+        return False
+    owns = i + 1 < len(tokens.tags) and tokens.tags[i + 1].startswith(("NN", "JJ", "CD"))
+    if tokens.words[i].lower() == "her" and owns:
+        return False
+    return tokens.tags[i - 1].startswith("VB")
+
+
+def _thing(mind: _Mind, here: Sequence[int], number: int) -> int:
+    if not mind.things:
+        return -1
+    thing, at = mind.things[-1]
+    return thing if number - at <= 1 and thing not in here else -1
+
+
+def _person(mind: _Mind, votes: dict[int, int], male: bool, others: set[int], number: int) -> int:
     for thing, at in reversed(mind.persons):
         vote = votes.get(thing, 0)
         contrary = vote < 0 if male else vote > 0
-        if thing != speaker and not contrary and number - at <= _AGE:
+        if thing not in others and not contrary and number - at <= _AGE:
             return thing
     return -1
 

@@ -27,6 +27,8 @@ from ragtuned_pipeline.ids import content_id
 from ragtuned_pipeline.settings import GraphSettings
 
 _PARTS = w.word_set("user assistant system speaker me you host guest unknown narrator interviewer")
+_OPENING = 4  # sentences in which a transcript may announce its programme
+_ANNOUNCED = ("this is", "welcome to", "back to", "listening to", "here on", "evening from")
 _LINE = re.compile(r"[^\n]+")
 _PEOPLE_KEY = re.compile(
     r"(?i)\W*(?:(?:participants?|hosts?|guests?|authors?|speakers?|from|to|cc)\s*:|by\s)\s*"
@@ -197,10 +199,7 @@ class _Units:
     def of(self, lines: Sequence[_Line]) -> list[range]:
         """Return for each line the units that hold it whole, else those that touch it."""
         found = [range(0)] * len(lines)
-        by_document: dict[int, list[int]] = defaultdict(list)
-        for i, line in enumerate(lines):
-            by_document[line.document].append(i)
-        for document, members in by_document.items():
+        for document, members in _by_document(lines).items():
             base, stop = self._bounds[document : document + 2].tolist()
             starts, ends = self._starts[base:stop], self._ends[base:stop]
             first = np.array([lines[i].start for i in members])
@@ -219,6 +218,13 @@ class _Units:
         return [self._ids[i] for i in sorted({i for each in held for i in each})]
 
 
+def _by_document(lines: Sequence[_Line]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = defaultdict(list)
+    for number, line in enumerate(lines):
+        found[line.document].append(number)
+    return found
+
+
 # (source, target) -> the statements: (line, phrase from target to source)
 _Pairs = dict[tuple[int, int], list[tuple[int, str | None]]]
 
@@ -232,7 +238,26 @@ def _pairs(read: _Read) -> _Pairs:
             continue
         for link in links(tokens, here):
             pairs[link.source, link.target].append((number, link.inverse))
+    for members in _by_document(read.lines).values():
+        _link_programme(read, members, pairs)
     return pairs
+
+
+def _link_programme(read: _Read, members: Sequence[int], pairs: _Pairs) -> None:
+    """Link all who speak in a transcript to the programme that its opening turn announces."""
+    turns = [number for number in members if not read.lines[number].head]
+    speakers = dict.fromkeys(read.speakers[n] for n in turns if read.speakers[n] >= 0)
+    for number in turns[:_OPENING]:
+        words = read.tokens[number].words
+        for place in read.places[number]:
+            if place.named and read.things[place.thing].type != w.PERSON and speakers:
+                before = " ".join(words[: place.first]).lower().removesuffix(" the")
+                if before.endswith(_ANNOUNCED):
+                    for speaker in speakers:
+                        stated = pairs[speaker, place.thing]
+                        if all(line != number for line, _ in stated):
+                            stated.append((number, None))
+                    return
 
 
 def _degrees(pairs: _Pairs, things: int) -> list[int]:

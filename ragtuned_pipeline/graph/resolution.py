@@ -162,76 +162,94 @@ def _full_names(forms: dict[str, _Form], kinds: dict[str, str]) -> dict[str, str
 def _short_forms(
     forms: dict[str, _Form], kinds: dict[str, str], roots: dict[str, str]
 ) -> dict[str, list[str]]:
-    """Return for each form that may be short for others those others, most used first."""
-    by_first: dict[str, set[str]] = defaultdict(set)
-    by_last: dict[str, set[str]] = defaultdict(set)
-    by_tail: dict[str, set[str]] = defaultdict(set)
-    by_start: dict[str, set[str]] = defaultdict(set)
-    by_initials: dict[str, set[str]] = defaultdict(set)
-    holders: Counter[str] = Counter()
-    for key in sorted(roots):
-        parts = _parts(key)
-        root = roots[key]
-        holders.update(set(parts))
-        if kinds[key] == w.PERSON:
-            by_first[parts[0]].add(root)
-            by_last[parts[-1]].add(root)
-            continue
-        for cut in range(1, len(parts)):
-            if parts[cut - 1] not in _SMALL and parts[cut] not in _SMALL:
-                by_tail[" ".join(parts[cut:])].add(root)
-            by_start[" ".join(parts[:cut])].add(root)
-        initials = "".join(part[0] for part in parts if part not in _SMALL)
-        if len(initials) > 1:
-            by_initials[initials].add(root)
-    found: dict[str, list[str]] = {}
-    for key, form in sorted(forms.items()):
-        fits = _candidates(
-            key, form, forms, kinds, by_first, by_last, by_tail, by_start, by_initials, holders
-        )
-        fits.discard(key)
-        if fits:
-            found[key] = sorted(fits, key=lambda full: (-forms[full].count, full))
-    return found
+    """Return for each form that may be short for full names those names, most used first."""
+    everything = _FullNames(forms, kinds, roots)
+    # "Harbour Board" is short for "Brannock Harbour Board": what is short for the one ("HB") is
+    # short for the other.
+    longest = {}
+    for key, root in roots.items():
+        meant = everything.meant_by(key)
+        if len(meant) < 2:
+            longest[key] = min(meant, default=root)
+    full = _FullNames(forms, kinds, longest)
+    found = {key: full.meant_by(key) for key in sorted(forms)}
+    return {
+        key: sorted(names, key=lambda name: (-forms[name].count, name))
+        for key, names in found.items()
+        if names
+    }
 
 
-def _candidates(
-    key: str,
-    form: _Form,
-    forms: dict[str, _Form],
-    kinds: dict[str, str],
-    by_first: dict[str, set[str]],
-    by_last: dict[str, set[str]],
-    by_tail: dict[str, set[str]],
-    by_start: dict[str, set[str]],
-    by_initials: dict[str, set[str]],
-    holders: Counter[str],
-) -> set[str]:
-    parts = _parts(key)
-    if len(parts) == 1:
-        spelling = _best(form.spellings).replace(".", "").replace("&", "")
-        if spelling.isupper() and by_initials.get(spelling.lower()):
-            return set(by_initials[spelling.lower()])
-        people = by_first[key] | by_last[key]
-        votes = form.votes
-        mostly_definite = form.definite * 2 > form.count
-        if people and not mostly_definite:
-            other = max(votes[kind] for kind in w.TYPES if kind != w.PERSON)
-            if other <= 1 or votes[w.PERSON] >= other or form.honorifics:
+class _FullNames:
+    """Full names by what may stand for them: first or last name, ending, beginning, initials."""
+
+    def __init__(
+        self, forms: dict[str, _Form], kinds: dict[str, str], roots: dict[str, str]
+    ) -> None:
+        self._forms, self._kinds = forms, kinds
+        self._people: dict[str, set[str]] = defaultdict(set)
+        self._surnames: dict[str, set[str]] = defaultdict(set)
+        self._endings: dict[str, set[str]] = defaultdict(set)
+        self._beginnings: dict[str, set[str]] = defaultdict(set)
+        self._initials: dict[str, set[str]] = defaultdict(set)
+        self._holders: dict[str, set[str]] = defaultdict(set)  # full names that hold a word
+        for key, root in roots.items():
+            parts = _parts(key)
+            for part in parts:
+                self._holders[part].add(root)
+            if kinds[key] == w.PERSON:
+                self._people[parts[0]].add(root)
+                self._people[parts[-1]].add(root)
+                self._surnames[parts[-1]].add(root)
+                continue
+            for cut in range(1, len(parts)):
+                if parts[cut - 1] not in _SMALL and parts[cut] not in _SMALL:
+                    self._endings[" ".join(parts[cut:])].add(root)
+                self._beginnings[" ".join(parts[:cut])].add(root)
+            initials = "".join(part[0] for part in parts if part not in _SMALL)
+            if len(initials) > 1:
+                self._initials[initials].add(root)
+
+    def meant_by(self, key: str) -> set[str]:
+        """Return the full names, other than itself, that the form `key` may be short for."""
+        found = self._by_one_word(key) if len(_parts(key)) == 1 else self._by_ending(key)
+        return found - {key}
+
+    def _by_one_word(self, key: str) -> set[str]:
+        form = self._forms[key]
+        letters = _best(form.spellings).replace(".", "").replace("&", "")
+        if letters.isupper() and letters.lower() in self._initials:
+            return self._initials[letters.lower()]
+        definite = form.definite * 2 > form.count
+        endings, alone = self._endings.get(key, set()), len(self._holders.get(key, ())) == 1
+        if definite and (w.is_common(key) or alone):
+            return endings or self._surnames.get(key, set())  # "the Trust", "the Wherrymen"
+        if not definite and self._is_person(form):
+            people = self._people.get(key, set())
+            if people:
                 return people
-        if mostly_definite and (w.is_common(key) or holders[key] == 1):
-            return set(by_tail[key] or by_last[key])
-        if len(by_tail[key]) == 1 and not form.weak and holders[key] == 1:
-            return set(by_tail[key])
-        if len(by_start[key]) == 1 and holders[key] == 1 and not mostly_definite:
-            (full,) = by_start[key]
-            if kinds[key] != w.GEO and form.count <= forms[full].count:
-                return {full}
+        if len(endings) == 1 and alone and not form.weak:
+            return endings
+        beginnings = self._beginnings.get(key, set())
+        if len(beginnings) == 1 and alone and not definite and self._kinds[key] != w.GEO:
+            (full,) = beginnings
+            return beginnings if form.count <= self._forms[full].count else set()
         return set()
-    if kinds[key] == w.PERSON and not name_kind(_best(form.spellings).split()):
-        return set()
-    fits = by_tail[key]
-    return set(fits) if len(fits) == 1 and kinds[key] == kinds[min(fits)] else set()
+
+    def _is_person(self, form: _Form) -> bool:
+        other = max(form.votes[kind] for kind in w.TYPES if kind != w.PERSON)
+        return other <= 1 or form.votes[w.PERSON] >= other or bool(form.honorifics)
+
+    def _by_ending(self, key: str) -> set[str]:
+        spelled = _best(self._forms[key].spellings).split()
+        if self._kinds[key] == w.PERSON and not name_kind(spelled):
+            return set()
+        endings = self._endings.get(key, set())
+        return (
+            endings
+            if len(endings) == 1 and self._kinds[key] == self._kinds[min(endings)]
+            else set()
+        )
 
 
 def _assign(

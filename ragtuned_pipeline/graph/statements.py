@@ -10,7 +10,7 @@ from ragtuned_pipeline.graph.mentions import Tokens
 
 # Chosen on the news and podcast samples (docs/log.md).
 _NEAR, _FAR = 5, 25  # tokens between two things
-_REPORTING = w.word_set("said says told tells asked thinks think argued added recalled")
+_REPORTING = w.word_set("said says told tells thinks think argued added recalled")
 _SUBORDINATE = w.word_set("while when after before because although but so if until")
 
 

@@ -271,3 +271,45 @@ def test_two_runs_are_byte_identical() -> None:
         assert tables.content_hash(getattr(first, name)) == tables.content_hash(
             getattr(second, name)
         )
+
+
+def test_the_writer_of_a_journal_is_i() -> None:
+    graph = graph_of(
+        {
+            "2031-01-02.txt": 'I met Ines Kroll in Marle. "Tell me, Nella, are you well?"',
+            "2031-01-03.txt": 'I left Dell. The card said "Dear Nella" in green. I slept.',
+        }
+    )
+    assert ("Nella", "Ines Kroll") in pairs(graph)
+    assert ("Nella", "Dell") in pairs(graph)
+
+
+def test_what_is_quoted_in_news_is_not_said_by_a_writer() -> None:
+    graph = graph_of({"a.txt": '"I learned to swim in Dell," said Ines Kroll. "I like Marle."'})
+    assert pairs(graph).keys() <= {("Dell", "Ines Kroll")}
+
+
+def test_all_who_speak_are_linked_to_the_programme_announced() -> None:
+    graph = graph_of(
+        {
+            "x.chat": (
+                "Time: 2031-01-02 10:00\nParticipants: Nell Orr, Oskar Bron\n\n"
+                "Nell Orr: Good evening, this is the Marle Hour.\nOskar Bron: Hello.\n"
+            )
+        }
+    )
+    assert pairs(graph) == {("Nell Orr", "Marle Hour"): 1.0, ("Oskar Bron", "Marle Hour"): 1.0}
+
+
+def test_a_short_form_of_a_short_form_means_the_longest() -> None:
+    graph = graph_of(
+        {
+            "a.txt": (
+                "The Brannock Harbour Board met in Dell. Ines Kroll thanked the Harbour Board. "
+                "Later the HB left Marle."
+            )
+        }
+    )
+    assert titles(graph) == ["Brannock Harbour Board", "Dell", "Ines Kroll", "Marle"]
+    (row,) = [row for row in graph.entities.to_pylist() if row["title"].endswith("Board")]
+    assert row["aliases"] == ["HB", "Harbour Board"]
