@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 _DRAWN = 60
+_LABEL = 32  # characters; longer ones would be cut off at the picture's edge
 _COLOURS = (  # readable on white and on near black
     "#4c78a8", "#e45756", "#54a24b", "#b279a2", "#f58518", "#2a9d9a", "#9d755d", "#d67195",
     "#8a8d0f", "#7b6fd0",
@@ -95,7 +96,7 @@ def _draw_graph(
 ) -> None:
     import networkx as nx
 
-    place = nx.spring_layout(shown, seed=7, k=1.9 / max(len(chosen), 2) ** 0.5, iterations=200)
+    place = _spread(nx.spring_layout(shown, seed=7, k=2.5 / len(chosen) ** 0.5, iterations=200))
     most = max(row["degree"] for row in chosen) or 1
     for a, b in shown.edges:
         axes.plot(
@@ -111,7 +112,7 @@ def _draw_graph(
         fill = colour.get(row["id"], _GREY)
         axes.scatter([x], [y], s=25 + 260 * row["degree"] / most, color=fill, zorder=2)
         axes.annotate(
-            row["title"].replace("$", r"\$"),
+            _label(row["title"]),
             (x, y),
             xytext=(0, 5 + 7 * (row["degree"] / most) ** 0.5),
             textcoords="offset points",
@@ -121,5 +122,26 @@ def _draw_graph(
             zorder=3,
         )
     # Room for the labels, which stick out of the points' box.
-    axes.set_xlim(-1.3, 1.3)
-    axes.set_ylim(-1.12, 1.15)
+    axes.set_xlim(-0.13, 1.13)
+    axes.set_ylim(-0.06, 1.08)
+
+
+def _label(title: str) -> str:
+    short = title if len(title) <= _LABEL else title[: _LABEL - 1] + "…"
+    return short.replace("$", r"\$")  # no mathematics in names
+
+
+def _spread(place: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Move points half-way to even distances on each axis, so that their labels part."""
+    spread: list[dict[str, float]] = []
+    for axis in (0, 1):
+        at = {node: float(point[axis]) for node, point in place.items()}
+        order = sorted(at, key=lambda node: (at[node], node))
+        low, high = at[order[0]], at[order[-1]]
+        spread.append(
+            {
+                node: 0.5 * (at[node] - low) / ((high - low) or 1) + 0.5 * (i / len(order))
+                for i, node in enumerate(order)
+            }
+        )
+    return {node: (spread[0][node], spread[1][node]) for node in place}
