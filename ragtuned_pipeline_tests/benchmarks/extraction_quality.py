@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -52,7 +53,8 @@ def read_sample(folder: Path, unit_characters: int = 2000) -> tuple[pa.Table, pa
 
     The units do not matter to what is measured here, and need no tokenizer this way.
     """
-    documents, units = [], []
+    documents: list[dict[str, Any]] = []
+    units: list[dict[str, Any]] = []
     for path in sorted(folder.iterdir()):
         text = path.read_text(encoding="utf-8")
         name = content_id("doc", path.name)
@@ -92,30 +94,23 @@ def _fold(name: str) -> str:
     return folded.removeprefix("the ")
 
 
-def match(graph: GraphTables, gold: list[dict[str, object]]) -> dict[str, str]:
+def match(graph: GraphTables, gold: list[dict[str, Any]]) -> dict[str, str]:
     """Return entity id -> gold name, one to one; names before aliases."""
     entities = graph.entities.to_pylist()
-    taken: dict[str, str] = {}
-    for found_names, gold_names in (
-        (lambda e: [e["title"]], lambda g: [g["name"]]),
-        (lambda e: [e["title"], *e["aliases"]], lambda g: [g["name"]]),
-        (lambda e: [e["title"]], lambda g: [g["name"], *g["aliases"]]),
-        (lambda e: [e["title"], *e["aliases"]], lambda g: [g["name"], *g["aliases"]]),
-    ):
+    known: dict[str, str] = {}
+    for found_aliases, gold_aliases in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        taken = set(known.values())
         open_gold = defaultdict(list)
         for row in gold:
-            if row["name"] not in taken.values():
-                for name in gold_names(row):
-                    open_gold[_fold(str(name))].append(row["name"])
+            for name in [row["name"], *row["aliases"] * gold_aliases]:
+                open_gold[_fold(name)].append(row["name"])
         for entity in entities:
-            if entity["id"] in taken:
-                continue
-            for name in found_names(entity):
-                fits = [g for g in open_gold[_fold(name)] if g not in taken.values()]
-                if fits:
-                    taken[entity["id"]] = fits[0]
-                    break
-    return taken
+            names = [entity["title"], *entity["aliases"] * found_aliases]
+            fits = [g for name in names for g in open_gold[_fold(name)] if g not in taken]
+            if entity["id"] not in known and fits:
+                known[entity["id"]] = fits[0]
+                taken.add(fits[0])
+    return known
 
 
 def measure(sample: str, errors: bool = False) -> tuple[Score, Score]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -14,7 +15,8 @@ def corpus(
     texts: Mapping[str, str], unit: int = 200, overlap: int = 40
 ) -> tuple[pa.Table, pa.Table]:
     """Return documents and overlapping text units of `unit` characters from path -> text."""
-    documents, units = [], []
+    documents: list[dict[str, Any]] = []
+    units: list[dict[str, Any]] = []
     for path, text in texts.items():
         identity = content_id("doc", path, text)
         documents.append(
