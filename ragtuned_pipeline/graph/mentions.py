@@ -29,6 +29,7 @@ _ADDRESS = w.word_set("Mr Mr. Mrs Mrs. Ms Ms. Miss Dr Dr. Prof Prof.")
 _PERSON_MONTHS = w.word_set("April May June August")
 _BEFORE_DATES = w.word_set("in on of last this next by since until")
 _TITLE_WORDS = w.word_set("for in on at to with from by under over and")
+_ACRONYM = 5  # letters of the longest acronym
 _HEADING_WORDS = 4  # fewer capitalised words than this make no headline
 
 
@@ -135,7 +136,9 @@ class Evidence:
 
 
 def _capital(word: str) -> bool:
-    return word[0].isupper() and word != "I" and (len(word) > 1 or word.isalpha())
+    """Tell whether a capital may mark a name; words shouted in capitals are none."""
+    shouted = len(word) > _ACRONYM and word.isupper()
+    return word[0].isupper() and word != "I" and not shouted
 
 
 def starts_sentence(tokens: Tokens, i: int) -> bool:
