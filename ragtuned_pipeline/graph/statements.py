@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ragtuned_pipeline.graph import words as w
 from ragtuned_pipeline.graph.mentions import Tokens
 
-# Chosen on the news and podcast samples (docs/log.md).
+# Chosen on the news and podcast samples; the journal sample had no part in it.
 _NEAR, _FAR = 5, 25  # tokens between two things
 _REPORTING = w.word_set("said says told tells thinks think argued added recalled")
 _SUBORDINATE = w.word_set("while when after before because although but so if until")

@@ -178,9 +178,9 @@ _NOT_ROLES = word_set(
     "sector interior reactor elevator generator refrigerator calculator ladder freighter steamer "
     "trawler cruiser tanker liner cutter schooner hammer ledger never ever other another rather "
     "either whether together over under after better later former proper clever other list mist "
-    "twist fist wrist paper wafer amber ember cider fibre beer career deer engineer-less anchor "
+    "twist fist wrist paper wafer amber ember cider fibre beer career deer anchor "
     "parlor labor quarter newspaper container drawer starter locker folder poster printer heater "
-    "cooler danger anger hunger finger singer-less butter batter litter glitter utter halter "
+    "cooler danger anger hunger finger butter batter litter glitter utter halter "
     "alter border"
 )
 _ROLE_ENDINGS = ("er", "or", "ist", "man", "woman", "ian", "eer", "eur", "smith", "wright", "ant")
