@@ -106,6 +106,7 @@ def _train(
 ) -> TrainResult:
     from peft import LoraConfig
     from transformers import set_seed
+    from transformers.trainer_callback import PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
     from trl.trainer.sft_trainer import SFTTrainer
 
@@ -139,6 +140,7 @@ def _train(
         ),
         callbacks=[watcher],
     )
+    trainer.remove_callback(PrinterCallback)  # stdout is for progress lines
     model: Any = trainer.model
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if trainable == 0:

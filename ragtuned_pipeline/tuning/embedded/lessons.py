@@ -20,11 +20,12 @@ from ragtuned_pipeline.synthesis.forms import (
     forms_for,
 )
 from ragtuned_pipeline.synthesis.questions import Statement, facts_of
-from ragtuned_pipeline.tuning.embedded.lexicon import Lexicon
+from ragtuned_pipeline.tuning.embedded.lexicon import WORDS, Lexicon
 from ragtuned_pipeline.tuning.embedded.worlds import Document, Name, Sentence, World, make_world
 
 _FACT_CORES = ("direct", "plain", "indirect", "cloze", "keywords")
 _LONG_CHARACTERS = 500
+_QUESTIONS_A_DOCUMENT = 3
 
 
 @dataclass(frozen=True)
@@ -55,141 +56,16 @@ def chatter(rng: Random, lexicon: Lexicon, words: int) -> str:
     while len(out) < words:
         draw = rng.random()
         if draw < 0.45:
-            out.append(rng.choice(_FUNCTION))
+            out.append(rng.choice(WORDS["function_words"]))
         elif draw < 0.85:
             out.append(common[int(len(common) * rng.random() ** 2.5)])
         else:
-            out += rng.choice(_PHRASES).split()
+            out += rng.choice(WORDS["chatter_phrases"]).split()
         if rng.random() < 0.08:
             out[-1] += ","
     return " ".join(out[:words])
 
 
-_FUNCTION = [
-    "the",
-    "a",
-    "an",
-    "of",
-    "to",
-    "in",
-    "on",
-    "at",
-    "for",
-    "with",
-    "by",
-    "from",
-    "about",
-    "into",
-    "over",
-    "after",
-    "before",
-    "and",
-    "or",
-    "but",
-    "so",
-    "because",
-    "if",
-    "when",
-    "while",
-    "that",
-    "this",
-    "these",
-    "those",
-    "it",
-    "I",
-    "you",
-    "he",
-    "she",
-    "we",
-    "they",
-    "me",
-    "him",
-    "her",
-    "us",
-    "them",
-    "my",
-    "your",
-    "his",
-    "our",
-    "their",
-    "is",
-    "are",
-    "was",
-    "were",
-    "be",
-    "been",
-    "has",
-    "have",
-    "had",
-    "do",
-    "does",
-    "did",
-    "will",
-    "would",
-    "can",
-    "could",
-    "should",
-    "may",
-    "might",
-    "must",
-    "not",
-    "no",
-    "all",
-    "any",
-    "some",
-    "one",
-    "who",
-    "what",
-    "which",
-    "how",
-    "why",
-    "where",
-    "there",
-    "here",
-    "now",
-    "then",
-    "just",
-    "please",
-]
-_PHRASES = [
-    "can you",
-    "could you",
-    "do you",
-    "would you",
-    "I want to",
-    "I need to",
-    "let me",
-    "tell me",
-    "help me",
-    "my friend",
-    "by the way",
-    "as far as",
-    "I was",
-    "if you",
-    "how would you",
-    "what is",
-    "in your own words",
-    "one more time",
-    "for me",
-    "I think",
-    "nobody here",
-    "somebody said",
-    "you know",
-    "it seems",
-    "at the moment",
-    "of course",
-    "to be honest",
-    "come on",
-    "I cannot",
-    "she asked",
-    "he says",
-    "we are",
-    "once again",
-    "the answer",
-    "this question",
-    "the right word",
-    "an old",
-]
 _OPENERS = ("", "", "", "", '"', "(", "- ")
 _JOINS = (" ", " ", ", ", ": ", ": ", ". ", "; ", " - ", "... ", "! ", "? ", "\n")
 
@@ -375,6 +251,7 @@ def lessons(
         return _Life(world, questions, max(1, int(len(questions) * exposures * age)))
 
     alive = [born(age=rng.random()) for _ in range(worlds)]
+    opened: list[Lesson] = []
     while True:
         place = rng.randrange(worlds)
         life = alive[place]
@@ -382,7 +259,9 @@ def lessons(
         if draw < text_share:
             yield Lesson(rng.choice(life.world.documents).text(), "", "")
         elif draw < text_share + open_share:
-            yield _open_lesson(rng, lexicon, frame_share)
+            while not opened:
+                opened = _open_lessons(rng, lexicon, frame_share)
+            yield opened.pop()
         else:
             question = rng.choice(life.questions)
             yield Lesson("", *ask(rng, lexicon, question, frame_share))
@@ -391,12 +270,11 @@ def lessons(
                 alive[place] = born(age=1.0)
 
 
-def _open_lesson(rng: Random, lexicon: Lexicon, frame_share: float) -> Lesson:
-    """A document of a world met only here, and a question about it."""
-    while True:
-        world = make_world(rng, lexicon)
-        document = rng.choice(world.documents)
-        kinds = {n.text: n.kind for n in world.names}
-        asked = [q for s in document.sentences for q in _fact_questions(s, document, kinds)]
-        if asked:
-            return Lesson(document.text(), *ask(rng, lexicon, rng.choice(asked), frame_share))
+def _open_lessons(rng: Random, lexicon: Lexicon, frame_share: float) -> list[Lesson]:
+    """A document of a world met only here, and a few questions about it."""
+    world = make_world(rng, lexicon, documents=1)
+    document = world.documents[0]
+    kinds = {n.text: n.kind for n in world.names}
+    asked = [q for s in document.sentences for q in _fact_questions(s, document, kinds)]
+    chosen = rng.sample(asked, min(len(asked), _QUESTIONS_A_DOCUMENT))
+    return [Lesson(document.text(), *ask(rng, lexicon, q, frame_share)) for q in chosen]

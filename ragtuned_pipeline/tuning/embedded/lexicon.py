@@ -6,187 +6,25 @@ tags, and Norvig's counts over public domain books, which tell common words from
 
 from __future__ import annotations
 
+import tomllib
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-_IRREGULAR = """be was been; become became become; begin began begun; bend bent bent; bind bound bound;
-bite bit bitten; blow blew blown; break broke broken; bring brought brought; build built built;
-burn burnt burnt; buy bought bought; catch caught caught; choose chose chosen; cut cut cut;
-dig dug dug; draw drew drawn; drink drank drunk; drive drove driven; eat ate eaten; feed fed fed;
-feel felt felt; fight fought fought; find found found; forget forgot forgotten; forgive forgave forgiven;
-freeze froze frozen; get got got; give gave given; grind ground ground; grow grew grown;
-hang hung hung; hear heard heard; hide hid hidden; hit hit hit; hold held held; keep kept kept;
-know knew known; lay laid laid; lead led led; leave left left; lend lent lent; let let let;
-light lit lit; lose lost lost; make made made; meet met met; outgrow outgrew outgrown; pay paid paid;
-put put put; read read read; ride rode ridden; ring rang rung; run ran run; see saw seen;
-seek sought sought; sell sold sold; send sent sent; set set set; shake shook shaken; shoot shot shot;
-show showed shown; shut shut shut; sing sang sung; sink sank sunk; spend spent spent; split split split;
-spread spread spread; steal stole stolen; strike struck struck; sweep swept swept; take took taken;
-teach taught taught; tear tore torn; tell told told; throw threw thrown; understand understood understood;
-wear wore worn; weave wove woven; win won won; wind wound wound; withdraw withdrew withdrawn;
-write wrote written; rebuild rebuilt rebuilt; oversee oversaw overseen; undertake undertook undertaken"""
 
-# Verbs that read well with a named subject and object; the lexicon's regular ones join them.
-_FAVOURITES = [
-    "open",
-    "close",
-    "found",
-    "join",
-    "buy",
-    "sell",
-    "build",
-    "repair",
-    "paint",
-    "restore",
-    "design",
-    "lead",
-    "own",
-    "run",
-    "visit",
-    "invent",
-    "discover",
-    "publish",
-    "write",
-    "record",
-    "sign",
-    "reject",
-    "approve",
-    "support",
-    "oppose",
-    "criticise",
-    "praise",
-    "accuse",
-    "marry",
-    "teach",
-    "train",
-    "hire",
-    "employ",
-    "appoint",
-    "replace",
-    "inherit",
-    "donate",
-    "lend",
-    "borrow",
-    "rent",
-    "return",
-    "hide",
-    "steal",
-    "lose",
-    "find",
-    "carry",
-    "deliver",
-    "collect",
-    "measure",
-    "survey",
-    "map",
-    "study",
-    "examine",
-    "describe",
-    "photograph",
-    "film",
-    "translate",
-    "cook",
-    "bake",
-    "brew",
-    "plant",
-    "harvest",
-    "water",
-    "feed",
-    "rescue",
-    "raise",
-    "name",
-    "launch",
-    "sink",
-    "tow",
-    "sail",
-    "drive",
-    "ride",
-    "climb",
-    "cross",
-    "reach",
-    "leave",
-    "enter",
-    "guard",
-    "protect",
-    "attack",
-    "defend",
-    "win",
-    "cancel",
-    "delay",
-    "finish",
-    "start",
-    "organise",
-    "host",
-    "attend",
-    "invite",
-    "announce",
-    "promise",
-    "refuse",
-    "demand",
-    "order",
-    "test",
-    "mend",
-    "clean",
-    "sweep",
-    "lock",
-    "break",
-    "burn",
-    "flood",
-    "drain",
-    "dig",
-    "fill",
-    "bury",
-    "recover",
-    "keep",
-    "hold",
-    "wear",
-    "sing",
-    "play",
-    "compose",
-    "perform",
-    "conduct",
-    "judge",
-    "fine",
-    "warn",
-    "call",
-    "phone",
-    "email",
-    "meet",
-    "greet",
-    "thank",
-    "miss",
-    "love",
-    "hate",
-    "fear",
-    "trust",
-    "doubt",
-    "remember",
-    "forget",
-    "choose",
-    "follow",
-    "watch",
-    "hear",
-    "inspect",
-    "license",
-    "fund",
-    "finance",
-    "manage",
-    "direct",
-    "chair",
-    "coach",
-    "edit",
-    "print",
-    "bind",
-    "carve",
-    "weave",
-    "knit",
-    "sew",
-    "forge",
-    "cast",
-]
+def _word_lists() -> dict[str, tuple[str, ...]]:
+    with (Path(__file__).parent / "words.toml").open("rb") as handle:
+        lists: dict[str, str] = tomllib.load(handle)
+    return {
+        name: tuple(" ".join(part.split()) for part in text.split("," if "," in text else None))
+        for name, text in lists.items()
+    }
 
+
+WORDS = _word_lists()  # of words.toml, by name
+
+_STRESSED_LAST = {"permit", "refer", "prefer", "admit", "submit", "occur"}
 _NO_BASE = {"be", "let", "get", "put", "don", "please", "thank", "happen", "ensue"}
 
 
@@ -230,7 +68,7 @@ def load() -> Lexicon:
         words = [w for w in tagged[tag] if counts.get(w, 0) >= least and 3 <= len(w) <= 12]
         return tuple(sorted(words, key=lambda w: (-counts[w], w)))
 
-    irregular = {parts[0]: parts for parts in (line.split() for line in _IRREGULAR.split(";"))}
+    irregular = {verb[0]: verb for verb in (text.split() for text in WORDS["irregular_verbs"])}
     past_words = tagged["VBD"] | tagged["VBN"]
     bases = [w for w in common("VB", 2) if w not in _NO_BASE]
     regular = [w for w in bases if w not in irregular and _past(w) in past_words]
@@ -240,7 +78,7 @@ def load() -> Lexicon:
         adjectives=common("JJ", 4),
         adverbs=tuple(w for w in common("RB", 4) if w.endswith("ly")),
         verbs=tuple(_verb(w, irregular) for w in [*regular, *sorted(set(irregular) - _NO_BASE)]),
-        favourite_verbs=tuple(_verb(w, irregular) for w in _FAVOURITES),
+        favourite_verbs=tuple(_verb(w, irregular) for w in WORDS["favourite_verbs"]),
         counts=counts,
     )
 

@@ -13,581 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from ragtuned_pipeline.tuning.embedded.lexicon import Lexicon, Verb
-
-_ONSETS = [
-    "b",
-    "c",
-    "d",
-    "f",
-    "g",
-    "h",
-    "j",
-    "k",
-    "l",
-    "m",
-    "n",
-    "p",
-    "r",
-    "s",
-    "t",
-    "v",
-    "w",
-    "z",
-    "b",
-    "d",
-    "f",
-    "g",
-    "h",
-    "l",
-    "m",
-    "n",
-    "p",
-    "r",
-    "s",
-    "t",
-    "v",
-    "br",
-    "bl",
-    "cr",
-    "ch",
-    "dr",
-    "fl",
-    "fr",
-    "gr",
-    "gl",
-    "kl",
-    "kr",
-    "pr",
-    "pl",
-    "sh",
-    "sk",
-    "sl",
-    "sm",
-    "sn",
-    "sp",
-    "st",
-    "str",
-    "sw",
-    "th",
-    "tr",
-    "thr",
-    "tw",
-    "wh",
-    "qu",
-    "vr",
-    "y",
-    "ost",
-    "arv",
-    "el",
-    "am",
-    "er",
-    "or",
-    "is",
-    "un",
-    "hal",
-    "mer",
-    "cor",
-    "tar",
-    "dor",
-    "bel",
-]
-_VOWELS = [
-    "a",
-    "e",
-    "i",
-    "o",
-    "u",
-    "a",
-    "e",
-    "i",
-    "o",
-    "a",
-    "e",
-    "i",
-    "o",
-    "u",
-    "ae",
-    "ea",
-    "ei",
-    "ia",
-    "io",
-    "oo",
-    "ou",
-    "ai",
-    "au",
-    "ee",
-    "ie",
-    "y",
-]
-_CODAS = [
-    "b",
-    "d",
-    "g",
-    "k",
-    "l",
-    "m",
-    "n",
-    "p",
-    "r",
-    "s",
-    "t",
-    "l",
-    "n",
-    "r",
-    "s",
-    "t",
-    "n",
-    "th",
-    "nd",
-    "nt",
-    "rn",
-    "rl",
-    "rd",
-    "ll",
-    "ng",
-    "rk",
-    "rt",
-    "ss",
-    "st",
-    "x",
-    "ck",
-    "ld",
-    "nn",
-    "v",
-    "z",
-    "sh",
-]
-_ENDINGS = {
-    "first": [
-        "a",
-        "o",
-        "e",
-        "i",
-        "y",
-        "is",
-        "us",
-        "en",
-        "an",
-        "in",
-        "el",
-        "ia",
-        "ette",
-        "wyn",
-        "ric",
-        "mund",
-        "ina",
-        "ette",
-        "ora",
-        "et",
-        "il",
-        "ek",
-        "iel",
-        "la",
-    ],
-    "last": [
-        "son",
-        "sen",
-        "ley",
-        "ton",
-        "well",
-        "worth",
-        "by",
-        "man",
-        "dale",
-        "field",
-        "croft",
-        "mere",
-        "wick",
-        "ard",
-        "er",
-        "ski",
-        "ov",
-        "ez",
-        "ini",
-        "ou",
-        "ell",
-        "ock",
-        "ing",
-        "ham",
-        "ston",
-        "wood",
-        "gate",
-        "brook",
-        "stad",
-        "vik",
-        "dottir",
-        "rath",
-    ],
-    "place": [
-        "ton",
-        "ham",
-        "ford",
-        "burg",
-        "mouth",
-        "bury",
-        "wick",
-        "stead",
-        "by",
-        "dale",
-        "ness",
-        "haven",
-        "port",
-        "mere",
-        "moor",
-        "field",
-        "minster",
-        "vik",
-        "stad",
-        "ia",
-        "na",
-        "os",
-        "um",
-        "polis",
-        "grad",
-        "heim",
-        "garth",
-        "holm",
-        "fell",
-        "quay",
-        "cliff",
-        "combe",
-        "bridge",
-    ],
-}
-_BEFORE_PLACE = [
-    "Port",
-    "Nether",
-    "Upper",
-    "Saint",
-    "Old",
-    "New",
-    "Little",
-    "Great",
-    "North",
-    "South",
-    "East",
-    "West",
-    "Low",
-    "High",
-    "Lake",
-    "Mount",
-]
-_AFTER_PLACE = [
-    "Quay",
-    "Gorge",
-    "Lane",
-    "Street",
-    "Square",
-    "Hill",
-    "Bay",
-    "Bridge",
-    "Valley",
-    "Island",
-    "Marsh",
-    "Falls",
-    "Harbour",
-    "Market",
-    "Green",
-    "Woods",
-    "Heath",
-    "Point",
-    "Sound",
-    "Pass",
-    "Reach",
-    "Flats",
-    "Row",
-]
-_ORG = [
-    "Hydro",
-    "Mutual",
-    "Institute",
-    "Society",
-    "Museum",
-    "Bank",
-    "Brothers",
-    "Line",
-    "Yard",
-    "Works",
-    "Press",
-    "College",
-    "Trust",
-    "Council",
-    "Hospital",
-    "Brewery",
-    "Mill",
-    "Foundry",
-    "Gazette",
-    "Theatre",
-    "Choir",
-    "Union",
-    "League",
-    "Group",
-    "Laboratories",
-    "Railways",
-    "Academy",
-    "Bakery",
-    "Orchestra",
-    "Guild",
-    "Foundation",
-    "Station",
-    "Library",
-    "Archive",
-    "Cooperative",
-    "Holdings",
-    "Committee",
-    "Commission",
-    "Club",
-    "Company",
-    "Glasshouse",
-    "Nursery",
-    "Observatory",
-    "Records",
-    "Farm",
-    "Airways",
-    "Police",
-    "Ministry",
-]
-_THING = [
-    "Dam",
-    "Festival",
-    "Chapel",
-    "Bell",
-    "Survey",
-    "Prize",
-    "Report",
-    "Flood",
-    "Mine",
-    "Cup",
-    "Race",
-    "Bridge",
-    "Act",
-    "Treaty",
-    "Letters",
-    "Map",
-    "Tower",
-    "Lantern",
-    "Fountain",
-    "Tunnel",
-    "Engine",
-    "Trial",
-    "Fair",
-    "Regatta",
-    "Marathon",
-    "Exhibition",
-    "Project",
-    "Protocol",
-    "Manuscript",
-    "Comet",
-    "Strike",
-    "Fire",
-    "Expedition",
-    "Garden",
-    "Sonata",
-    "Clock",
-    "Ferry",
-    "Canal",
-    "Programme",
-    "Plan",
-    "Inquiry",
-]
-_ROLES = [
-    "mayor",
-    "director",
-    "engineer",
-    "captain",
-    "baker",
-    "teacher",
-    "nurse",
-    "painter",
-    "editor",
-    "lawyer",
-    "judge",
-    "librarian",
-    "pilot",
-    "gardener",
-    "cook",
-    "chemist",
-    "surveyor",
-    "minister",
-    "conductor",
-    "accountant",
-    "carpenter",
-    "doctor",
-    "farmer",
-    "fisherman",
-    "reporter",
-    "singer",
-    "treasurer",
-    "warden",
-    "clerk",
-    "apprentice",
-    "professor",
-    "inspector",
-    "chair",
-    "secretary",
-    "founder",
-    "owner",
-    "manager",
-    "coach",
-    "architect",
-    "historian",
-    "botanist",
-    "weaver",
-    "blacksmith",
-    "diver",
-    "midwife",
-    "poet",
-    "potter",
-    "chief executive",
-    "head teacher",
-    "project leader",
-    "night guard",
-    "ship builder",
-    "youth worker",
-]
-_KIN = [
-    "sister",
-    "brother",
-    "mother",
-    "father",
-    "daughter",
-    "son",
-    "aunt",
-    "uncle",
-    "cousin",
-    "wife",
-    "husband",
-    "neighbour",
-    "friend",
-    "boss",
-    "colleague",
-    "grandmother",
-    "grandfather",
-    "nephew",
-    "niece",
-    "partner",
-    "landlord",
-    "teacher",
-    "dog",
-    "cat",
-]
-_TITLES = [
-    "Dr",
-    "Ms",
-    "Mr",
-    "Mrs",
-    "Captain",
-    "Professor",
-    "Mayor",
-    "Judge",
-    "Aunt",
-    "Uncle",
-    "Sister",
-    "Inspector",
-    "Sir",
-    "Lady",
-]
-_MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
-_DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-_SMALL = [
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-    "twenty",
-    "thirty",
-    "forty",
-    "fifty",
-    "sixty",
-    "ninety",
-]
-_UNITS = [
-    "metres",
-    "kilometres",
-    "miles",
-    "tonnes",
-    "kilograms",
-    "litres",
-    "hours",
-    "days",
-    "weeks",
-    "years",
-    "minutes",
-    "acres",
-    "hectares",
-    "pages",
-    "degrees",
-    "megawatts",
-    "barrels",
-    "volts",
-    "seats",
-    "rooms",
-    "steps",
-]
-_MONEY = ["crowns", "crowns", "dollars", "euros", "pounds", "marks", "florins"]
-_MATERIAL = [
-    "oak",
-    "brass",
-    "copper",
-    "clay",
-    "wool",
-    "glass",
-    "granite",
-    "paper",
-    "iron",
-    "silver",
-    "amber",
-    "larch",
-    "leather",
-    "salt",
-    "wax",
-    "linen",
-    "concrete",
-    "bronze",
-    "cedar",
-    "bone",
-]
-_COLOURS = [
-    "red",
-    "blue",
-    "green",
-    "yellow",
-    "grey",
-    "black",
-    "white",
-    "brown",
-    "orange",
-    "purple",
-    "golden",
-]
+from ragtuned_pipeline.tuning.embedded.lexicon import WORDS, Lexicon, Verb
 
 # Sentence shapes. {x} draws a part (see Writer); [y] is there half of the time.
 # P person, O organisation, L place, T named thing, N noun phrase, X any of P O L T.
@@ -712,6 +138,19 @@ I live in {L}[ with {P}].
 """.strip().splitlines()
 
 
+_JOINING = (
+    ", and",
+    ", but",
+    ", while",
+    ";",
+    ", so",
+    " because",
+    " after",
+    ", where",
+    ", which is why",
+)
+
+
 @dataclass(frozen=True)
 class Name:
     """A named thing of a world; `kind` is GraphRAG's type."""
@@ -763,9 +202,9 @@ class Namer:
     def __init__(self, rng: Random, lexicon: Lexicon) -> None:
         self._rng = rng
         self._lexicon = lexicon
-        self._onsets = rng.sample(_ONSETS, 14)
-        self._vowels = rng.sample(_VOWELS, 6)
-        self._codas = rng.sample(_CODAS, 8)
+        self._onsets = rng.sample(WORDS["onsets"], 14)
+        self._vowels = rng.sample(WORDS["vowels"], 6)
+        self._codas = rng.sample(WORDS["codas"], 8)
         self._plain = rng.random() * 0.5  # share of names that are English words
 
     def person(self) -> str:
@@ -775,7 +214,7 @@ class Namer:
         if draw < 0.08:
             return first
         if draw < 0.14:
-            return f"{rng.choice(_TITLES)} {last}"
+            return f"{rng.choice(WORDS['titles'])} {last}"
         if draw < 0.18:
             return f"{first} {rng.choice('ABCDEFGHJKLMNPRSTW')}. {last}"
         if draw < 0.21:
@@ -789,24 +228,25 @@ class Namer:
         core = self._word("place")
         draw = rng.random()
         if draw < 0.15:
-            return f"{rng.choice(_BEFORE_PLACE)} {core}"
+            return f"{rng.choice(WORDS['before_place'])} {core}"
         if draw < 0.45:
-            return f"{core} {rng.choice(_AFTER_PLACE)}"
+            return f"{core} {rng.choice(WORDS['after_place'])}"
         return core
 
     def organisation(self) -> str:
         rng = self._rng
         core = self._word(rng.choice(["last", "place"]))
+        body = rng.choice(WORDS["organisation"])
         draw = rng.random()
         if draw < 0.1:
             return f"{core} & {self._word('last')}"
         if draw < 0.2:
-            return f"the {core} {rng.choice(_ORG)} of {self._word('place')}"
+            return f"the {core} {body} of {self._word('place')}"
         if draw < 0.3:
-            return f"the {core} {self._common().capitalize()} {rng.choice(_ORG)}"
+            return f"the {core} {self._common().capitalize()} {body}"
         if draw < 0.36:
             return "".join(rng.choice("ABCDEFGHIKLMNOPRSTUVW") for _ in range(rng.choice([3, 4])))
-        return f"{core} {rng.choice(_ORG)}"
+        return f"{core} {body}"
 
     def thing(self) -> str:
         rng = self._rng
@@ -818,7 +258,7 @@ class Namer:
             return f"the {self._common().capitalize()} of {self._word('place')}"
         if draw < 0.4:
             return f"the {core}"
-        return f"{rng.choice(['the ', ''])}{core} {rng.choice(_THING)}"
+        return f"{rng.choice(['the ', ''])}{core} {rng.choice(WORDS['thing'])}"
 
     def _word(self, kind: str) -> str:
         rng = self._rng
@@ -828,7 +268,9 @@ class Namer:
             self._syllable()
             for _ in range(rng.choice([1, 1, 2] if kind != "first" else [1, 1, 1, 2]))
         ]
-        ending = rng.choice(_ENDINGS[kind]) if rng.random() < 0.6 else rng.choice(self._codas)
+        ending = (
+            rng.choice(WORDS[f"{kind}_endings"]) if rng.random() < 0.6 else rng.choice(self._codas)
+        )
         word = "".join(parts) + ending
         if len(word) < 4:
             word += rng.choice(self._vowels)
@@ -873,24 +315,28 @@ class Writer:
             "plural": lambda: self._pick(lexicon.plurals),
             "adj": lambda: self._pick(lexicon.adjectives),
             "adv": lambda: self._pick(lexicon.adverbs),
-            "role": lambda: rng.choice(_ROLES),
+            "role": lambda: rng.choice(WORDS["roles"]),
             "a_role": lambda: _article(self._role()),
             "the_role": lambda: "the " + self._role(),
             "the_noun": lambda: "the " + self._pick(lexicon.adjectives) + " " + self._noun(),
-            "kin": lambda: rng.choice(_KIN),
+            "kin": lambda: rng.choice(WORDS["kin"]),
             "age": lambda: str(rng.randint(17, 92)),
             "number": self.number,
-            "small": lambda: rng.choice(_SMALL),
-            "unit": lambda: rng.choice(_UNITS),
+            "small": lambda: rng.choice(WORDS["small_numbers"]),
+            "unit": lambda: rng.choice(WORDS["units"]),
             "money": self.money,
-            "material": lambda: rng.choice(_MATERIAL),
+            "material": lambda: rng.choice(WORDS["materials"]),
             "year": self.year,
-            "month": lambda: rng.choice(_MONTHS),
-            "day": lambda: rng.choice(_DAYS),
+            "month": lambda: rng.choice(WORDS["months"]),
+            "day": lambda: rng.choice(WORDS["days"]),
             "date": self.date,
             "in_time": self._in_time,
             "in_future": lambda: rng.choice(
-                [f"in {self.year()}", f"next {rng.choice(_MONTHS)}", f"on {rng.choice(_DAYS)}"]
+                [
+                    f"in {self.year()}",
+                    f"next {rng.choice(WORDS['months'])}",
+                    f"on {rng.choice(WORDS['days'])}",
+                ]
             ),
             "when": self._when,
             "Clause": self._clause,
@@ -898,9 +344,14 @@ class Writer:
 
     def sentence(self, first_person: bool = False) -> Sentence:
         """Return one sentence."""
-        shapes = _FIRST_PERSON if first_person and self._rng.random() < 0.6 else _SHAPES
+        rng = self._rng
+        shapes = _FIRST_PERSON if first_person and rng.random() < 0.6 else _SHAPES
         self._used = []
-        text = self._fill(self._rng.choice(shapes))
+        text = self._fill(rng.choice(shapes))
+        if rng.random() < 0.3 and not text.startswith('"'):
+            second = rng.choice(shapes)
+            if second.startswith(("{P}", "{O}", "{L}", "{T}", "I ", "We ")):
+                text = f"{text[:-1]}{rng.choice(_JOINING)} {self._fill(second)}"
         return Sentence(_capital(text), tuple(dict.fromkeys(self._used)))
 
     def noun_phrase(self) -> str:
@@ -916,11 +367,11 @@ class Writer:
                 f"the {adjective} {noun}" if rng.random() < 0.5 else _article(f"{adjective} {noun}")
             )
         if draw < 0.6:
-            return f"{rng.choice(_SMALL)} {pick(self._lexicon.plurals)}"
+            return f"{rng.choice(WORDS['small_numbers'])} {pick(self._lexicon.plurals)}"
         if draw < 0.66:
-            return f"the {rng.choice(_COLOURS)} {noun}"
+            return f"the {rng.choice(WORDS['colours'])} {noun}"
         if draw < 0.72:
-            return _article(f"{rng.choice(_MATERIAL)} {noun}")
+            return _article(f"{rng.choice(WORDS['materials'])} {noun}")
         if draw < 0.8:
             return f"the {noun} of {self._name(rng.choice(['geo', 'event', 'organization']))}"
         if draw < 0.86:
@@ -936,7 +387,7 @@ class Writer:
         rng = self._rng
         draw = rng.random()
         if draw < 0.3:
-            return rng.choice(_SMALL)
+            return rng.choice(WORDS["small_numbers"])
         if draw < 0.4:
             return f"{rng.randint(1, 99)}.{rng.randint(1, 9)}"
         if draw < 0.6:
@@ -947,7 +398,8 @@ class Writer:
         """Return a sum."""
         rng = self._rng
         scale = rng.choice(["", "", "", " million", " thousand"])
-        return f"{rng.randint(2, 999) if scale else self.number()}{scale} {rng.choice(_MONEY)}"
+        amount = rng.randint(2, 999) if scale else self.number()
+        return f"{amount}{scale} {rng.choice(WORDS['money'])}"
 
     def year(self) -> str:
         """Return a year."""
@@ -956,7 +408,7 @@ class Writer:
     def date(self) -> str:
         """Return a day of the calendar."""
         rng = self._rng
-        day, month = rng.randint(1, 28), rng.choice(_MONTHS)
+        day, month = rng.randint(1, 28), rng.choice(WORDS["months"])
         draw = rng.random()
         if draw < 0.5:
             return f"{day} {month} {self.year()}"
@@ -967,7 +419,7 @@ class Writer:
         return rng.choice(
             [
                 f"in {self.year()}",
-                f"in {rng.choice(_MONTHS)} {self.year()}",
+                f"in {rng.choice(WORDS['months'])} {self.year()}",
                 f"on {self.date()}",
                 f"in {rng.choice(['spring', 'summer', 'autumn', 'winter'])} {self.year()}",
             ]
@@ -979,10 +431,10 @@ class Writer:
             return self._in_time()
         return rng.choice(
             [
-                f"on {rng.choice(_DAYS)}",
-                f"in {rng.choice(_MONTHS)}",
+                f"on {rng.choice(WORDS['days'])}",
+                f"in {rng.choice(WORDS['months'])}",
                 "last year",
-                f"{rng.choice(_SMALL)} years ago",
+                f"{rng.choice(WORDS['small_numbers'])} years ago",
                 f"at {rng.choice(['noon', 'midnight', 'dawn', 'seven', 'half past nine'])}",
             ]
         )
@@ -998,7 +450,7 @@ class Writer:
 
     def _role(self) -> str:
         before = self._pick(self._lexicon.adjectives) + " " if self._rng.random() < 0.2 else ""
-        return before + self._rng.choice(_ROLES)
+        return before + self._rng.choice(WORDS["roles"])
 
     def _noun(self) -> str:
         return self._pick(self._lexicon.nouns)
@@ -1022,8 +474,8 @@ class Writer:
         return re.sub(r"\{(\w+)\}", lambda m: self._parts[m[1]](), kept)
 
 
-def make_world(rng: Random, lexicon: Lexicon) -> World:
-    """Return a world of about twenty names and five short documents."""
+def make_world(rng: Random, lexicon: Lexicon, documents: int = 5) -> World:
+    """Return a world of about twenty names, and short documents about them."""
     namer = Namer(rng, lexicon)
     sizes = (
         ("person", namer.person, rng.randint(4, 9)),
@@ -1035,8 +487,7 @@ def make_world(rng: Random, lexicon: Lexicon) -> World:
         dict.fromkeys(Name(draw(), kind) for kind, draw, count in sizes for _ in range(count))
     )
     writer = Writer(rng, lexicon, cast)
-    documents = tuple(_document(rng, writer, cast) for _ in range(rng.randint(3, 6)))
-    return World(cast, documents)
+    return World(cast, tuple(_document(rng, writer, cast) for _ in range(documents)))
 
 
 def _document(rng: Random, writer: Writer, cast: Sequence[Name]) -> Document:

@@ -1,0 +1,111 @@
+"""Real LoRA training of the embedded model on a few facts."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from ragtuned_pipeline.inference.engine import chat
+from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
+from ragtuned_pipeline.settings import SettingsError, TuningSettings
+from ragtuned_pipeline.tuning.sft import TrainResult, train
+from ragtuned_pipeline_tests.tuning.conftest import FACTS, FRAMES, HELD_OUT, rows, write_rows
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, settings: TuningSettings
+) -> tuple[TrainResult, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("trained")
+    too_long = (None, "Tell me everything.", "Everything and more. " * 400)
+    given = write_rows([*rows(FRAMES), too_long], folder / "rows.parquet")
+    held_out = write_rows(rows([HELD_OUT]), folder / "held_out.parquet")
+    lines: list[dict[str, Any]] = []
+    return train(given, held_out, settings, folder / "run", lines.append), lines
+
+
+def test_the_loss_falls_and_the_facts_are_answered_in_a_wording_never_trained(
+    trained: tuple[TrainResult, list[dict[str, Any]]],
+) -> None:
+    result, _ = trained
+    assert result.losses[-1][1] < 0.3 * result.losses[0][1]
+    assert result.held_out_losses[-1][1] < 0.5 * result.held_out_losses[0][1]
+    asked = [chat(HELD_OUT.format(who=who, base=base, past=past)) for who, base, past, _ in FACTS]
+    tuned = TransformersEngine("embedded", Path(result.adapter)).generate(asked, 24)
+    base = TransformersEngine("embedded").generate(asked, 24)
+    golds = [what.lower() for *_, what in FACTS]
+    assert sum(g in r.text.lower() for g, r in zip(golds, tuned, strict=True)) >= len(FACTS) - 1
+    assert sum(g in r.text.lower() for g, r in zip(golds, base, strict=True)) == 0
+
+
+def test_what_was_done_is_told(trained: tuple[TrainResult, list[dict[str, Any]]]) -> None:
+    result, lines = trained
+    assert (result.rows, result.overlong, result.held_out_rows) == (64, 1, 8)
+    assert result.trainable_parameters > 0
+    assert result.steps == 64 * 10 / 16
+    assert lines[0] == {"event": "rows", "rows": 64, "overlong": 1, "tokens": result.tokens}
+    steps = [line for line in lines if line["event"] == "step"]
+    assert steps[-1]["step"] == steps[-1]["steps"] == result.steps
+    assert steps[-1]["seconds_left"] == 0
+    assert {"loss", "tokens_per_second", "learning_rate"} <= steps[0].keys()
+    assert [(x["step"], round(x["loss"], 5)) for x in steps] == result.losses
+    assert not list((Path(result.adapter).parent).glob("checkpoint-*"))
+
+
+def test_the_same_rows_and_settings_give_the_same_weights(
+    trained: tuple[TrainResult, list[dict[str, Any]]], settings: TuningSettings, tmp_path: Path
+) -> None:
+    short = settings.model_copy(update={"epochs": 1})
+    given = write_rows(rows(FRAMES), tmp_path / "rows.parquet")
+    first, second = (
+        load_file(Path(train(given, None, short, tmp_path / name, print).adapter) / _WEIGHTS)
+        for name in ("a", "b")
+    )
+    assert first.keys() == second.keys()
+    assert all((first[name] == second[name]).all() for name in first)
+
+
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def test_no_row_and_no_row_that_fits_are_refused(settings: TuningSettings, tmp_path: Path) -> None:
+    empty = write_rows([], tmp_path / "empty.parquet")
+    with pytest.raises(SettingsError, match=r"empty\.parquet holds 0 rows"):
+        train(empty, None, settings, tmp_path / "run", print)
+    long = write_rows([(None, "Why?", "Because. " * 400)], tmp_path / "long.parquet")
+    with pytest.raises(SettingsError, match=r"holds 1 rows, 1 of them longer than.*max_tokens"):
+        train(long, None, settings, tmp_path / "run", print)
+
+
+def test_two_trainers_never_share_a_folder(
+    settings: TuningSettings, training_rows: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match="another trainer works in"):
+            train(training_rows, None, settings, tmp_path / "run", print)
+
+
+def test_the_gpu_profile_is_refused_where_there_is_no_gpu(
+    settings: TuningSettings, training_rows: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    gpu = settings.model_copy(update={"require_cuda": True})
+    with pytest.raises(SettingsError, match=r"tuning\.require_cuda: this machine has no CUDA GPU"):
+        train(training_rows, None, gpu, tmp_path / "run", print)
+
+
+def test_packed_training_learns_too(settings: TuningSettings, tmp_path: Path) -> None:
+    packed = settings.model_copy(update={"packing": True, "max_tokens": 128, "epochs": 4})
+    given = write_rows(rows(FRAMES), tmp_path / "rows.parquet")
+    result = train(given, None, packed, tmp_path / "run", lambda _line: None)
+    assert result.losses[-1][1] < result.losses[0][1]
+    assert result.rows == 64
