@@ -18,24 +18,24 @@ SET_LABELS = {
     "held_out_wording": "held-out wordings",
     "new_wording": "new forms of asking",
     "held_out_fact": "facts never trained",
-    "gold_local": "your questions, local",
-    "gold_global": "your questions, whole corpus",
+    "gold_local": "your local questions",
+    "gold_global": "your whole-corpus questions",
     "unanswerable": "unanswerable questions",
 }
 _ASKED = {
-    "held_out_wording": "Asked about facts it was tuned on, in wordings it has not seen",
-    "new_wording": "Asked about facts it was tuned on, in forms that neither it nor its base "
-    "model has ever seen",
-    "held_out_fact": "Asked about facts left out of tuning",
-    "gold_local": "Asked questions that people wrote, about one fact or a few",
-    "gold_global": "Asked questions that people wrote, about the corpus as a whole",
-    "unanswerable": "Asked what the corpus does not say",
+    "held_out_wording": "Asked about facts it was tuned on, in wordings it has not seen,",
+    "new_wording": "In forms of asking that neither it nor its base model has ever seen,",
+    "held_out_fact": "Asked about facts left out of tuning,",
+    "gold_local": "On questions that people wrote about one fact or a few,",
+    "gold_global": "On questions that people wrote about the corpus as a whole,",
+    "unanswerable": "Asked what the corpus does not say,",
 }
 _REACHES = {
-    "contains": "the {system} gives the right words in {share} of its answers",
-    "f1": "the {system} reaches a word overlap (F1) of {share} with the reference answers",
-    "refused": "the {system} rightly declines in {share} of its answers",
+    "contains": "the tuned model gives the right words in {share} of its answers",
+    "f1": "the tuned model reaches a word overlap (F1) of {share} with the references",
+    "refused": "the tuned model rightly declines in {share} of its answers",
 }
+# The first of these that was asked makes the headline.
 _HEADLINE_SETS = ("held_out_wording", "gold_local", "new_wording", *QUESTION_SETS)
 
 
@@ -51,30 +51,39 @@ def percent(share: float) -> str:
 
 def headline(scorecard: Mapping[str, Any]) -> str:
     """Return the one sentence that sums the scorecard up, whoever is ahead."""
-    tuned = scorecard["systems"].get("tuned")
-    if not tuned:
-        reason = scorecard["skipped"].get("tuned", "It was not asked.")
+    question_set = headline_set(scorecard)
+    if question_set is None:
+        reason = scorecard["skipped"].get("tuned", "No question could be asked.")
         return f"The tuned model was not evaluated. {reason}"
-    question_set = next(name for name in _HEADLINE_SETS if name in tuned)
     return sentence(scorecard, question_set)
+
+
+def headline_set(scorecard: Mapping[str, Any]) -> str | None:
+    """Return the question set that the headline is about, None where nothing was asked."""
+    tuned = scorecard["systems"].get("tuned", {})
+    return next((name for name in _HEADLINE_SETS if name in tuned), None)
 
 
 def sentence(scorecard: Mapping[str, Any], question_set: str) -> str:
     """Return what the tuned model reached on `question_set`, and the others beside it."""
     measure = MEASURE_OF_SET[question_set]
     tuned = scorecard["systems"]["tuned"][question_set]
-    low, high = tuned[f"{measure}_interval"]
-    reached = _REACHES[measure].format(system="tuned model", share=percent(tuned[measure]))
     others = [
         f"{percent(sets[question_set][measure])} for {_the(system)}"
         for system, sets in _others(scorecard)
         if question_set in sets
     ]
     against = f", against {_list(others)}" if others else ""
-    return (
-        f"{_ASKED[question_set]}, {reached}{against} "
-        f"({tuned['n']} questions; 95 % interval {100 * low:.0f} to {100 * high:.0f} %)."
-    )
+    reached = _REACHES[measure].format(share=percent(tuned[measure]))
+    return f"{_ASKED[question_set]} {reached}{against}."
+
+
+def basis(scorecard: Mapping[str, Any], question_set: str) -> str:
+    """Return what `sentence` rests on: how many questions, and the interval."""
+    tuned = scorecard["systems"]["tuned"][question_set]
+    low, high = tuned[f"{MEASURE_OF_SET[question_set]}_interval"]
+    questions = "one question" if tuned["n"] == 1 else f"{tuned['n']:,} questions"
+    return f"{questions}; 95 % interval {100 * low:.0f} to {percent(high)}"
 
 
 def verdicts(scorecard: Mapping[str, Any]) -> list[str]:

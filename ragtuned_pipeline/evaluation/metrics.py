@@ -160,7 +160,7 @@ _REFUSALS = (
     r"(?:not\ (?:sure|aware|able|certain|familiar)|unable|unaware)\b",
     rf"(?:i|we)\ (?:can|could|do|wo|will|would){_NOT}\ "
     r"(?:answer|say|tell|help|provide|determine|confirm|be\ sure)\b",
-    r"(?:no\ idea|not\ sure|unknown|no\ answer|don't\ know|do\ not\ know|cannot\ say|can't\ say)\b",
+    r"(?:no\ idea|not\ sure|don't\ know|do\ not\ know|cannot\ say|can't\ say)\b",
     # Nothing I remember mentions ...; no information about ...; there is no record of ...
     rf"(?:nothing|none|no\ (?:\w+\ )?{_SOURCE})\b[^.!?]{{0,60}}\b{_TOLD}(?:s|es|ies)?\b",
     r"(?:there\ (?:is|are|was|were)\ |there's\ )?(?:no|not\ any|not\ enough|insufficient|nothing)\ "

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH = 360  # of every plot, in the units of its viewBox
+WIDTH = 316  # of every plot, in the units of its viewBox
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Mark:
 
 def bars(rows: Sequence[Bar], title: str) -> str:
     """Return a horizontal bar for each row, from 0 to 100 %, with its interval as a whisker."""
-    left, right, step, top = 96, 44, 26, 4
+    left, right, step, top = 84, 44, 26, 4
     span = WIDTH - left - right
     bottom = top + step * len(rows)
     parts = [
@@ -133,7 +133,7 @@ def plane(marks: Sequence[Mark], title: str, x_label: str) -> str:
         x, y = left + span * place, bottom - height * mark.y
         leftwards = x > WIDTH * 0.6
         label_x, label_y = x + (-9 if leftwards else 9), y + 4
-        while any(abs(label_y - b) < 12 and abs(x - a) < 110 for a, b in taken):
+        while any(abs(label_y - b) < 12 and abs(x - a) < 100 for a, b in taken):
             label_y -= 12
         taken.append((x, label_y))
         parts.append(

@@ -191,8 +191,10 @@ def _shares(sizes: Sequence[int], total: int) -> list[int]:
     shares = [max(int(share), 1) for share in exact]
     while sum(shares) != total:
         step = 1 if sum(shares) < total else -1
-        # The one furthest from its due in the direction of the correction.
-        place = max(range(len(sizes)), key=lambda i: (step * (exact[i] - shares[i]), -i))
+        # The one furthest from its due in the direction of the correction; none is taken to 0
+        # while another can give.
+        able = [i for i in range(len(sizes)) if step > 0 or shares[i] > 1] or range(len(sizes))
+        place = max(able, key=lambda i: (step * (exact[i] - shares[i]), -i))
         shares[place] += step
     return shares
 

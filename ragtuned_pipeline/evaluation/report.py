@@ -86,9 +86,11 @@ def render(inputs: ReportInputs) -> str:
     groups = choose_cases(
         score_each(inputs.queries, inputs.answers), inputs.documents, inputs.training_rows
     )
+    about = findings.headline_set(card)
     return environment.get_template("report.html.j2").render(
         card=card,
         headline=findings.headline(card),
+        basis=_capital(findings.basis(card, about)) if about else "",
         sentences=_sentences(card),
         control_sentence=findings.control_sentence(card),
         sets=[name for name in QUESTION_SETS if any(name in s for s in card["systems"].values())],
@@ -121,10 +123,18 @@ def write_report(inputs: ReportInputs, path: Path) -> None:
 
 
 def _sentences(card: Mapping[str, Any]) -> list[str]:
-    """What follows the headline: the other question sets, then the verdicts."""
+    """What follows the headline: the sets it does not speak of, and the verdicts."""
     tuned = card["systems"].get("tuned", {})
-    told = [findings.sentence(card, name) for name in QUESTION_SETS if name in tuned]
-    return [s for s in told if s != findings.headline(card)] + findings.verdicts(card)
+    told = [
+        f"{findings.sentence(card, name)[:-1]} ({findings.basis(card, name)})."
+        for name in ("new_wording", "gold_local")
+        if name in tuned and name != findings.headline_set(card)
+    ]
+    return told + findings.verdicts(card)
+
+
+def _capital(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _ordered(systems: Mapping[str, Any]) -> list[str]:

@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ragtuned_pipeline.evaluation.control import shuffled_control
+from ragtuned_pipeline.evaluation.queries import build_queries
+from ragtuned_pipeline.evaluation.scorecard import score
 from ragtuned_pipeline.ids import content_id
 from ragtuned_pipeline.inference.engine import Message, Reply
+from ragtuned_pipeline.settings import EvaluationSettings
 from ragtuned_pipeline.tables import table
 
 # fact: (stating sentence, question, gold)
@@ -23,6 +27,10 @@ FACTS = {
     "fact-6": ("The bakery sells forty-two sorts of bread.", "How many sorts?", "forty-two"),
 }
 HELD_OUT_FACT = "fact-6"
+
+
+def settings(**changes: Any) -> EvaluationSettings:
+    return EvaluationSettings.model_validate(changes)
 
 
 def documents() -> pa.Table:
@@ -192,3 +200,45 @@ class Parrot:
 
     def generate(self, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[Reply]:
         return [Reply(talk[-1]["content"], len(talk), max_tokens, 0.5) for talk in conversations]
+
+
+def evaluation() -> tuple[pa.Table, pa.Table, pa.Table]:
+    """(qa_pairs, queries, answers): a tuned model that knows its facts and guesses the rest, a base
+    model that knows nothing, and a retriever that quotes too much."""
+    pairs = qa_pairs()
+    rows = training_rows(pairs)
+    queries, _ = build_queries(
+        pairs, rows, new_wording(), None, documents(), settings(questions_per_set=4)
+    )
+    tuned, base, quoting = [], [], []
+    for place, query in enumerate(queries.to_pylist()):
+        known = query["question_set"] in ("held_out_wording", "new_wording")
+        tuned.append(query["reference_answer"] if known and place % 4 else "I do not know.")
+        base.append("The mill.")
+        quoting.append(f"It is said: {query['long_answer']} So it is.")
+    said = {"tuned": tuned, "base": base, "vanilla_rag": quoting}
+    tables = [answers(system, queries, texts) for system, texts in said.items()]
+    return pairs, queries, pa.concat_tables(tables)
+
+
+def scored(**changes: Any) -> dict[str, Any]:
+    """The scorecard of `evaluation`, with other arguments where `changes` has them."""
+    pairs, queries, given = evaluation()
+    control = shuffled_control(training_rows(pairs), pairs, count_words, settings(control_share=1))
+    wrong = ["Ivo Pell"] * control.queries.num_rows
+    arguments: dict[str, Any] = {
+        "corpus": "harrow",
+        "queries": queries,
+        "answers": given,
+        "control_queries": control.queries,
+        "control_answers": answers("tuned", control.queries, wrong),
+        "descriptions": {"tuned": "with adapter", "base": "without", "vanilla_rag": "quotes"},
+        "skipped": {"long_context": "The corpus does not fit."},
+        "qa_pairs": pairs,
+        "training_rows": training_rows(pairs),
+        "coverage": coverage(),
+        "left_out": {"wordings": 3},
+        "versions": {"numpy": "2", "adapter": "abc"},
+        "seed": 29,
+    }
+    return score(**arguments | changes)

@@ -1,0 +1,250 @@
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from ragtuned_pipeline.evaluation import findings, plots
+from ragtuned_pipeline.evaluation.report import LossCurve, ReportInputs, render, write_report
+from ragtuned_pipeline.settings import Settings
+from ragtuned_pipeline.tables import Failure, failures_table, table
+from ragtuned_pipeline_tests.evaluation import world
+
+EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
+SECTIONS = re.findall(
+    r"\w+",
+    "scores table cost cases control training coverage graph failures method limits versions",
+)
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and the script texts; complains about tags left open."""
+
+    VOID = frozenset(("meta", "link", "img", "br", "line", "rect", "circle", "path", "polyline"))
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] == "script":
+            self.scripts.append(data)
+
+
+def inputs(**changes: Any) -> ReportInputs:
+    pairs, queries, answers = world.evaluation()
+    arguments: dict[str, Any] = {
+        "scorecard": world.scored(),
+        "queries": queries,
+        "answers": answers,
+        "documents": world.documents(),
+        "training_rows": world.training_rows(pairs),
+        "coverage": world.coverage(),
+        "failures": failures_table([Failure("documents", "bad.bin", "binary file, left out")]),
+        "curves": [
+            LossCurve("tuned", [(10, 4.0), (20, 1.0)], [(20, 1.2)]),
+            LossCurve("control", [(10, 4.1)], []),
+        ],
+        "settings": Settings().model_dump(mode="json", exclude={"profile"}),
+        "graph_svg": "<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
+    }
+    return ReportInputs(**arguments | changes)
+
+
+def test_the_page_has_all_its_sections_and_asks_the_network_for_nothing(tmp_path: Path) -> None:
+    write_report(inputs(), tmp_path / "index.html")
+    html = (tmp_path / "index.html").read_text(encoding="utf-8")
+    page = Page(html)
+    ids = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
+    assert ids == SECTIONS
+    links = [a["href"] for tag, a in page.tags if tag == "a"]
+    assert set(links) == {f"#{name}" for name in SECTIONS}
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "srcset", "action", "data"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, attributes)
+    assert "url(" not in html
+    assert "@import" not in html
+
+
+def test_the_policy_allows_the_pages_own_script_only() -> None:
+    page = Page(render(inputs()))
+    [script] = page.scripts
+    [policy] = [
+        a["content"] or "" for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"
+    ]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'")
+    assert f"script-src 'sha256-{digest}'" in policy
+
+
+def test_the_graph_is_an_image_whose_scripts_never_run() -> None:
+    page = Page(render(inputs()))
+    [picture] = [a["src"] or "" for tag, a in page.tags if tag == "img"]
+    assert picture.startswith("data:image/svg+xml;base64,")
+
+
+def test_everything_from_documents_is_escaped() -> None:
+    pairs, queries, answers = world.evaluation()
+    plain = inputs()
+    card = world.scored(
+        corpus=EVIL,
+        descriptions={"tuned": EVIL},
+        skipped={EVIL: EVIL},
+        left_out={EVIL: 1},
+        versions={EVIL: EVIL},
+    )
+    # Without long answers the evidence comes from the documents.
+    without = [row | {"long_answer": None} for row in queries.to_pylist()]
+    poisoned: list[dict[str, Any]] = [
+        {"scorecard": card},
+        {"queries": _poison(queries, "question", "reference_answer", "long_answer", "kind")},
+        {"answers": _poison(answers, "answer")},
+        {"documents": _poison(plain.documents, "text"), "queries": table("queries", without)},
+        {"training_rows": _poison(world.training_rows(pairs), "prompt", "completion")},
+        {"coverage": _poison(plain.coverage, "sentence", "reason")},
+        {"failures": failures_table([Failure(EVIL, EVIL, EVIL)])},
+        {"curves": [LossCurve(EVIL, [(1, 1.0)], [(1, 1.0)])]},
+    ]
+    for changes in poisoned:
+        html = render(inputs(**changes))
+        page = Page(html)
+        assert len(page.scripts) == 1, changes.keys()
+        assert not [a for _, a in page.tags if "onerror" in a], changes.keys()
+        assert "alert(&#34;x&#34;)" in html, changes.keys()
+
+
+def _poison(data: pa.Table, *columns: str) -> pa.Table:
+    rows = data.to_pylist()
+    return pa.Table.from_pylist(
+        [row | {name: f"{EVIL} {row[name]}" for name in columns} for row in rows], data.schema
+    )
+
+
+def test_the_same_inputs_give_the_same_page() -> None:
+    assert render(inputs()) == render(inputs())
+
+
+def test_numbers_and_reasons_are_on_the_page() -> None:
+    html = render(inputs())
+    for text in (
+        "The corpus does not fit.",
+        "bad.bin",
+        "binary file, left out",
+        "held out as a fact",
+        "The bakery sells forty-two sorts of bread.",
+        "tuning.time_budget_minutes",
+        "5 of 6",
+        "1.200 at the end",
+        "a training row",
+    ):
+        assert text in html, text
+
+
+def test_a_bare_run_still_has_a_page() -> None:
+    nothing, nobody = table("queries", []), table("answers", [])
+    card = world.scored(
+        queries=nothing, answers=nobody, control_queries=nothing, control_answers=nobody
+    )
+    html = render(
+        inputs(
+            scorecard=card,
+            queries=nothing,
+            answers=nobody,
+            failures=failures_table([]),
+            curves=[],
+            coverage=table("coverage", []),
+            graph_svg=None,
+            training_rows=table("training_rows", []),
+        )
+    )
+    for text in (
+        "The tuned model was not evaluated",
+        "No system answered any question",
+        "No loss was recorded",
+        "No picture of the graph was made",
+        "every item of every stage was processed",
+        "There was no shuffled control",
+    ):
+        assert text in html, text
+
+
+def test_the_headline_is_computed() -> None:
+    assert findings.headline(world.scored()) == (
+        "Asked about facts it was tuned on, in wordings it has not seen, the tuned model gives the "
+        "right words in 75 % of its answers, against 0 % for the base model and 100 % for "
+        "VanillaRAG."
+    )
+
+
+def _card(tuned: float, other: float, control: float) -> dict[str, Any]:
+    def summary(share: float) -> dict[str, Any]:
+        ends = [max(share - 0.05, 0), min(share + 0.05, 1)]
+        return {"n": 200, "facts": 50, "contains": share, "contains_interval": ends}
+
+    sets = {"tuned": tuned, "vanilla_rag": other}
+    return {
+        "systems": {name: {"held_out_wording": summary(share)} for name, share in sets.items()},
+        "skipped": {},
+        "control_shuffled": summary(control),
+    }
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (0.2, "Beside VanillaRAG, the tuned model is clearly ahead on held-out wordings."),
+        (0.9, "Beside VanillaRAG, the tuned model is clearly behind on held-out wordings."),
+        (0.62, "Beside VanillaRAG, the tuned model is not clearly different on held-out wordings."),
+    ],
+)
+def test_the_verdict_says_so_when_the_tuned_model_loses(other: float, expected: str) -> None:
+    assert findings.verdicts(_card(0.6, other, 0.1)) == [expected]
+
+
+def test_a_control_that_scores_too_is_told() -> None:
+    assert "measures what was taught" in findings.control_sentence(_card(0.6, 0.2, 0.1))
+    assert "cannot be read as knowledge" in findings.control_sentence(_card(0.6, 0.2, 0.58))
+
+
+def test_plots_escape_and_stay_inside_their_frame() -> None:
+    rows = [plots.Bar(EVIL, 1.0, 0.9, 1.0, "s-0"), plots.Bar("b", 0, 0, 0.1, "s-1")]
+    curves = [plots.Line(EVIL, [(0, 0.0), (9, 3.3)], "l-0-rows")]
+    marks = [plots.Mark(EVIL, 0, 0.5, "s-0"), plots.Mark("b", 31000, 1, "s-1")]
+    drawn = (
+        plots.bars(rows, EVIL),
+        plots.lines(curves, EVIL, EVIL, EVIL),
+        plots.plane(marks, EVIL, EVIL),
+    )
+    for svg in drawn:
+        Page(svg)
+        assert "<script" not in svg
+        assert "<img" not in svg
+        for x in re.findall(r' (?:x|cx|x1|x2)="([\d.-]+)"', svg):
+            assert 0 <= float(x) <= plots.WIDTH
+
+
+@pytest.mark.parametrize("most", [0, 1e-4, 0.3, 1, 4.4, 5, 99, 12345])
+def test_ticks_are_few_and_reach_the_top(most: float) -> None:
+    ticks = plots._ticks(most)
+    assert ticks[0] == 0
+    assert ticks[-1] >= most
+    assert 2 <= len(ticks) <= 6
