@@ -143,8 +143,10 @@ def _from_pairs(pairs: pa.Table, question_set: str) -> Iterator[dict[str, Any]]:
 
 
 def _renewed(new_wording: pa.Table) -> Iterator[dict[str, Any]]:
+    """New wordings of what has no answer stand with the unanswerable questions."""
     for row in new_wording.drop_columns(["id"]).to_pylist():
-        yield _query(**row | {"question_set": "new_wording"})
+        unanswerable = row["kind"] == "unanswerable"
+        yield _query(**row | {"question_set": "unanswerable" if unanswerable else "new_wording"})
 
 
 def _without_training_questions(

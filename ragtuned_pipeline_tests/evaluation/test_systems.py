@@ -106,6 +106,12 @@ def test_the_extractive_reader_quotes_the_stating_sentence(
     assert said[asked["Who is Zorn Quill number 1?"]]["answer"] == rag.UNKNOWN
 
 
+def test_the_reader_does_not_quote_what_the_question_says() -> None:
+    text = "# The ferry to Quell\n\nAda Renk rows it, by day and by night."
+    reader = rag.Reader([text])
+    assert reader.read('Who rows, by "The ferry to Quell"?', [text]).startswith("Ada Renk")
+
+
 def test_the_reader_keeps_to_the_answer_tokens(
     queries: pa.Table, chat_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

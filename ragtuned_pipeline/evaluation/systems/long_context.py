@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ragtuned_pipeline.evaluation.systems.interface import (
     Answer,
@@ -74,6 +76,9 @@ def _texts(setup: Setup) -> list[str]:
 
 def context_tokens(base_model: str) -> int:
     """Return how many tokens the base model takes at most, prompt and answer together."""
+    file = Path(resolve(base_model)) / "config.json"
+    if file.is_file():  # a folder's own config: transformers takes seconds to load
+        return int(json.loads(file.read_text(encoding="utf-8"))["max_position_embeddings"])
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(resolve(base_model)).max_position_embeddings)
+    return int(AutoConfig.from_pretrained(base_model).max_position_embeddings)

@@ -35,8 +35,9 @@ from ragtuned_pipeline.inference.engine import ChatEngine
 READER_NEAR_BEST = 0.8
 UNKNOWN = "I do not know."
 
-# A capital within a sentence: a name.
-_NAME = re.compile(r"(?<=[\w,] )[A-Z]\w+")
+# Capitals within a sentence: a name.
+_NAME = re.compile(r"(?<=[\w,] )[A-Z]\w+(?: [A-Z]\w+)*")
+_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,7 @@ class Reader:
         distinct = {sentence: words for text in texts for sentence, words in self._terms[text]}
         self._sentences = len(distinct)
         self._counts = Counter(word for words in distinct.values() for word in words)
+        self._said = "".join(map(_spaced, texts))
 
     def read(self, question: str, texts: Sequence[str]) -> str:
         """Return the quoted sentences in the order of `texts`, or UNKNOWN where no sentence shares
@@ -191,13 +193,14 @@ class Reader:
 
         `texts` are among those that the reader was made with.
         """
-        if any(word not in self._counts for word in terms(" ".join(_NAME.findall(question)))):
+        if any(_spaced(name) not in self._said for name in _NAME.findall(question)):
             return UNKNOWN
         asked = {word: self._information(word) for word in terms(question)}
         held = {
             sentence: sum(asked[word] for word in words & asked.keys())
             for text in texts
             for sentence, words in self._terms[text]
+            if not words <= asked.keys()  # what only repeats the question does not answer it
         }
         best = max(held.values(), default=0.0)
         if best <= 0:
@@ -206,6 +209,11 @@ class Reader:
 
     def _information(self, word: str) -> float:
         return math.log((self._sentences + 1) / (self._counts[word] + 1))
+
+
+def _spaced(text: str) -> str:
+    """The words of `text`, each between single spaces: "Ada Renk's" is " ada renk s "."""
+    return f" {' '.join(_WORD.findall(text.casefold()))} "
 
 
 def _sentences(text: str) -> list[str]:
