@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ragtuned_pipeline.evaluation import findings, plots
-from ragtuned_pipeline.evaluation.cases import CaseGroup, choose_cases, is_right
+from ragtuned_pipeline.evaluation.cases import choose_cases, is_right
 from ragtuned_pipeline.evaluation.queries import QUESTION_SETS
 from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET, score_each, write_text
 
@@ -236,6 +236,3 @@ def _data_address(svg: str) -> str:
 
 def _content_policy_hash(script: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
-
-
-__all__ = ["CaseGroup", "LossCurve", "ReportInputs", "render", "write_report"]
