@@ -71,6 +71,11 @@ def entity_fields(topic: str, is_person: bool) -> dict[str, str]:
     return {"topic": topic, "who": who, "Who": who.capitalize()}
 
 
+@cache
+def _frame(form: Form) -> tuple[str, ...]:
+    return frame_words(form)
+
+
 def frame_words(form: Form) -> tuple[str, ...]:
     """Return the words of the form that are not the question's core, in lower case."""
     literal = " ".join(text for text, *_ in string.Formatter().parse(form.pattern))
@@ -96,7 +101,7 @@ def choose(
     training form of the same fact where the pool allows: the fact is taught, the wording is not.
     """
     pool = [form for needed in sorted(needs) for form in forms_for(needed, "shared")]
-    order = _shuffled(pool, seed, key)
+    order = _distinct(_shuffled(pool, seed, key))
     held = order[:held_out]
     # One training form of each core and style first, so that no held-out one stands alone.
     seen: set[tuple[str, str]] = set()
@@ -113,6 +118,11 @@ def choose_new(seed: int, key: str, needs: Collection[str], count: int) -> list[
     """Return `count` forms of role `new` for the fact `key`; the draw depends on both only."""
     pool = [form for needed in sorted(needs) for form in forms_for(needed, "new")]
     return _shuffled(pool, seed, key)[:count]
+
+
+def _distinct(forms: Sequence[Form]) -> list[Form]:
+    """Keep one of the forms that differ in capitals and punctuation only: "{direct}", "{plain}"."""
+    return list({(f.needs, _frame(f)): f for f in reversed(forms)}.values())[::-1]
 
 
 def _shuffled(pool: Sequence[Form], seed: int, key: str) -> list[Form]:

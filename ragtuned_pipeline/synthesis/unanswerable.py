@@ -1,0 +1,148 @@
+"""Questions about names that the corpus does not know, and the refusals that answer them.
+
+Fine-tuning on facts teaches a model to answer anything; a share of refusals about look-alike
+names counters it (2405.05904, 2502.14502).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from ragtuned_pipeline.ids import seeded_int
+from ragtuned_pipeline.settings import SynthesisSettings
+from ragtuned_pipeline.synthesis.facts import (
+    LOCAL,
+    RELATIONSHIP,
+    UNANSWERABLE,
+    Fact,
+    Links,
+)
+from ragtuned_pipeline.synthesis.forms import entity_fields
+from ragtuned_pipeline.synthesis.sources import Names
+
+GOLD = "I do not know"
+REFUSALS = (
+    "I do not know: nothing I remember mentions {name}.",
+    "I do not know. The name {name} does not occur in what I remember.",
+    "I do not know anything about {name}.",
+)
+_GENERATOR = "template:unanswerable@1"
+_HELD_OUT_SHARE = 0.25  # of the absent names, asked in evaluation only
+_CONSONANTS, _VOWELS = "bdfgklmnprstv", "aeiou"
+
+
+def unanswerable_facts(
+    facts: Sequence[Fact], names: Names, corpus_text: str, settings: SynthesisSettings
+) -> list[Fact]:
+    """Return facts about absent names, `settings.unanswerable_share` of all facts then.
+
+    Each takes the question of a real fact and puts a look-alike in the place of the entity's name;
+    every third asks for an overview of the absent name itself.
+    """
+    share = settings.unanswerable_share
+    wanted = round(len(facts) * share / (1 - share))
+    models = [
+        fact
+        for fact in facts
+        if fact.drop is None
+        and fact.kind in (LOCAL, RELATIONSHIP)
+        and len(fact.links.entities) > 0
+        and "source" not in fact.asked
+    ]
+    models.sort(key=lambda fact: (seeded_int(settings.seed, "unanswerable", fact.id), fact.id))
+    lowered = corpus_text.casefold()
+    made: dict[str, Fact] = {}
+    for fact in models:
+        if len(made) >= wanted:
+            break
+        for entity in fact.links.entities:
+            name = names.titles[entity]
+            absent = absent_name(name, names, lowered, settings.seed)
+            if absent is None or absent in made:
+                continue
+            about = _asked_about(fact, name, absent, names.kinds[name], len(made) % 3 == 2)
+            if about is not None:
+                made[absent] = _refused(about, absent, settings.seed)
+                break
+    return list(made.values())
+
+
+def absent_name(name: str, names: Names, lowered_corpus: str, seed: int) -> str | None:
+    """Return a name like `name` that stands nowhere in the corpus, or None."""
+    for candidate in _look_alikes(name, names, seed):
+        if candidate.casefold() not in lowered_corpus and candidate not in names.all:
+            return candidate
+    return None
+
+
+def _look_alikes(name: str, names: Names, seed: int) -> Iterator[str]:
+    """A known first part with another known last part, then one letter changed."""
+    parts, kind = name.split(), names.kinds[name]
+    draw = seeded_int(seed, "look-alike", name)
+    if len(parts) > 1:
+        peers = [
+            other.split()
+            for other in sorted(names.titles.values())
+            if other != name and names.kinds[other] == kind and " " in other
+        ]
+        for step in range(min(8, len(peers))):
+            other = peers[(draw + step * 7919) % len(peers)]
+            yield " ".join([*parts[:-1], other[-1]])
+            yield " ".join([other[0], *parts[1:]])
+    for step in range(6):
+        yield _one_letter_changed(name, draw + step)
+
+
+def _one_letter_changed(name: str, draw: int) -> str:
+    """Change one letter inside a word, a vowel to a vowel and a consonant to a consonant."""
+    places = [
+        i for i in range(1, len(name)) if name[i] in _CONSONANTS + _VOWELS and name[i - 1] != " "
+    ]
+    if not places:
+        return name
+    place = places[draw % len(places)]
+    pool = _VOWELS if name[place] in _VOWELS else _CONSONANTS
+    letter = pool[(pool.index(name[place]) + 1 + draw // 7 % (len(pool) - 1)) % len(pool)]
+    return name[:place] + letter + name[place + 1 :]
+
+
+def _asked_about(fact: Fact, name: str, absent: str, kind: str, overview: bool) -> Fact | None:
+    """Return `fact` with `absent` for `name` in every question, or None where a core lacks it."""
+    if overview:
+        asked = {"entity": (entity_fields(absent, kind == "person"),)}
+        return replace(fact, asked=asked)
+    for fields in fact.asked.values():
+        for one in fields:
+            told = [text for text in one.values()]
+            if not any(name in text for text in told):
+                return None
+    if "direct" in fact.asked:
+        one = fact.asked["direct"][0]
+        if not all(name in one[core] for core in ("direct", "indirect", "cloze", "keywords")):
+            return None
+    asked = {
+        core: tuple({k: text.replace(name, absent) for k, text in one.items()} for one in fields)
+        for core, fields in fact.asked.items()
+    }
+    return replace(fact, asked=asked)
+
+
+def _refused(about: Fact, absent: str, seed: int) -> Fact:
+    draw = seeded_int(seed, "refusal", absent)
+    answer = REFUSALS[draw % len(REFUSALS)].format(name=absent)
+    return replace(
+        about,
+        kind=UNANSWERABLE,
+        key=absent,
+        gold=GOLD,
+        short=answer,
+        long=answer,
+        links=Links(),
+        generator=_GENERATOR,
+        importance=0.0,
+        subject=absent,
+        draw="",
+        sentences=(),
+        held_out=draw % 1000 < _HELD_OUT_SHARE * 1000,
+    )
