@@ -67,6 +67,8 @@ class TuningSettings(_Section):
     # on every machine; the real time is reported beside it.
     time_budget_minutes: float = Field(15, gt=0)
     assumed_tokens_per_second: float = Field(6000, gt=0)
+    # Wordings of a fact where the budget does not hold all facts in all their wordings.
+    min_wordings: int = Field(6, ge=1)
     packing: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False

@@ -76,7 +76,7 @@ def build_queries(
     reference_answer with several lines accepts any of them.
 
     Args:
-        qa_pairs, training_rows: of synthesis; only facts with a training row count as trained.
+        qa_pairs, training_rows: of synthesis; only `trained_facts` count as trained.
         new_wording: a queries table with the question set new_wording.
         gold_questions: the user's own (see `read_gold`), or None.
         documents: what the gold questions' evidence refers to.
@@ -84,7 +84,7 @@ def build_queries(
     Raises:
         SettingsError: the gold file cannot be read at all.
     """
-    trained = pc.unique(training_rows.column("fact_id"))
+    trained = trained_facts(training_rows)
     kept = qa_pairs.filter(pc.field("kept"))
     answerable = pc.field("kind") != "unanswerable"
     taught = pc.field("fact_id").isin(trained)
@@ -105,6 +105,16 @@ def build_queries(
         rows += gold
         failures += gold_failures
     return table("queries", _sampled(rows, settings)), failures
+
+
+def trained_facts(training_rows: pa.Table) -> pa.Array:
+    """Return the ids of the facts that tuning has seen in at least two wordings.
+
+    One that it has seen in a single one (a passage) is stored but cannot be asked for in another
+    (Allen-Zhu & Li, 2309.14316), and is not among the trained facts that are scored.
+    """
+    counts = training_rows.group_by("fact_id").aggregate([("id", "count")])
+    return counts.filter(pc.field("id_count") >= 2)["fact_id"].combine_chunks()
 
 
 def pair_query(pair: Mapping[str, Any], question_set: str) -> dict[str, Any]:

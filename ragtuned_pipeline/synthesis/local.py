@@ -14,11 +14,11 @@ from ragtuned_pipeline.synthesis.questions import GAP, SentenceFact, Statement, 
 from ragtuned_pipeline.synthesis.sources import Line, Names, Source, spoken_date, weight
 
 _FACT_GENERATOR = "template:questions@1"
-_PASSAGE_GENERATOR = "template:passage@1"
+PASSAGE_GENERATOR = "template:passage@1"
 _LONGEST_GOLD = 120  # characters; a longer span is a clause, not an answer
 
 
-# ---- facts of sentences ---------------------------------------------------------------------------
+# ---- facts of sentences ----
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ def _without_near_duplicates(facts: Sequence[Fact], ratio: float) -> list[Fact]:
     ]
 
 
-# ---- passages ---------------------------------------------------------------------------------------
+# ---- passages ----
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +237,7 @@ def passages(
                     tuple(dict.fromkeys(unit for line in passage.lines for unit in line.units)),
                     passage.entities,
                 ),
-                generator=_PASSAGE_GENERATOR,
+                generator=PASSAGE_GENERATOR,
                 importance=weight(names, passage.entities, telling=False),
                 sentences=tuple(normalised(line.text) for line in passage.lines),
             )

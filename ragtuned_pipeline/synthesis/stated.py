@@ -11,7 +11,7 @@ from ragtuned_pipeline.synthesis.facts import normalised
 
 
 def taught_sentences(text: str, held_out: Collection[str]) -> list[str]:
-    """Return the sentences of `text` in order, each once, without those that hold a held-out one."""
+    """Return the sentences of `text` in order, each once, without the held-out ones."""
     found: dict[str, str] = {}
     for start, end in split_sentences(text):
         sentence = " ".join(text[start:end].split())

@@ -114,18 +114,17 @@ def _asked_about(fact: Fact, name: str, absent: str, kind: str, overview: bool) 
         return replace(fact, asked=asked)
     for fields in fact.asked.values():
         for one in fields:
-            told = [text for text in one.values()]
-            if not any(name in text for text in told):
+            if not any(name in text for text in one.values()):
                 return None
     if "direct" in fact.asked:
         one = fact.asked["direct"][0]
         if not all(name in one[core] for core in ("direct", "indirect", "cloze", "keywords")):
             return None
-    asked = {
+    renamed: dict[str, tuple[dict[str, str], ...]] = {
         core: tuple({k: text.replace(name, absent) for k, text in one.items()} for one in fields)
         for core, fields in fact.asked.items()
     }
-    return replace(fact, asked=asked)
+    return replace(fact, asked=renamed)
 
 
 def _refused(about: Fact, absent: str, seed: int) -> Fact:

@@ -29,10 +29,12 @@ def lora_adapter(
     qa_pairs: pa.Table,
 ) -> dg.MaterializeResult[Any]:
     """A LoRA adapter of the base model, tuned on the training rows by TRL's SFTTrainer."""
+    from ragtuned_pipeline.evaluation.queries import trained_facts
+
     corpus = context.partition_key
     tuning = home.home.settings(corpus).tuning
     tuning = tuning.model_copy(update={"epochs": training_plan["epochs"][0].as_py()})
-    trained = pc.unique(training_rows["fact_id"])
+    trained = trained_facts(training_rows)
     other_wordings = qa_pairs.filter(
         pc.and_(
             pc.and_(qa_pairs["kept"], pc.equal(qa_pairs["split"], "held_out_wording")),

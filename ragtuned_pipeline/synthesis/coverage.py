@@ -1,0 +1,92 @@
+"""For every sentence of the corpus: the facts whose training answer holds it, or why none does."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ragtuned_pipeline.synthesis.facts import normalised
+from ragtuned_pipeline.synthesis.sources import Line, read_sources
+from ragtuned_pipeline.tables import SCHEMAS
+
+QUESTION = "states nothing: a question"
+NO_WORDS = "states nothing: no words"
+HEADING = "a heading, which names the document in the questions"
+HELD_OUT = "held out of tuning, for evaluation"
+LEFT_OUT = "left out by the time budget"
+NO_ANSWER = "no pair's answer holds it"
+
+
+def coverage(
+    documents: pa.Table, text_units: pa.Table, qa_pairs: pa.Table, training_rows: pa.Table
+) -> pa.Table:
+    """Return the coverage table: one row a sentence, in the order of the corpus.
+
+    A sentence is covered where a training answer holds it word for word, case, punctuation and
+    white space aside.
+    """
+    kept = qa_pairs.filter(pc.field("kept"))
+    trained = pc.field("id").isin(training_rows["id"].combine_chunks())
+    taught = _answers_by_document(kept.filter(trained))
+    untaught = _answers_by_document(kept.filter(~trained & (pc.field("split") == "train")))
+    held_out = _answers_by_document(qa_pairs.filter(pc.field("split") == "held_out_fact"))
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMAS["coverage"].names}
+    for source in read_sources(documents, text_units):
+        for line in source.lines:
+            plain = f" {normalised(line.text)} "
+            facts = _holding(taught[source.id], plain)
+            reason = None
+            if not facts:
+                reason = _why(line, plain, untaught[source.id], held_out[source.id])
+            row = {
+                "document_id": source.id,
+                "text_unit_id": line.units[0] if line.units else None,
+                "sentence": line.text,
+                "start": line.start,
+                "end": line.end,
+                "fact_ids": facts,
+                "covered": reason is None,
+                "reason": reason,
+            }
+            for name, value in row.items():
+                columns[name].append(value)
+    return pa.table(columns, schema=SCHEMAS["coverage"])
+
+
+def _why(line: Line, plain: str, untaught: Mapping[str, str], held_out: Mapping[str, str]) -> str:
+    if line.heading:
+        return HEADING
+    if not plain.strip():
+        return NO_WORDS
+    if _holding(held_out, plain):
+        return HELD_OUT
+    if line.text.rstrip().endswith("?"):
+        return QUESTION
+    return LEFT_OUT if _holding(untaught, plain) else NO_ANSWER
+
+
+def _answers_by_document(pairs: pa.Table) -> defaultdict[str, dict[str, str]]:
+    """Return document id -> normalised answer, blanks around it -> a fact that it answers."""
+    columns = pairs.select(["document_ids", "answer", "fact_id"]).to_pydict()
+    found: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    plain: dict[str, str] = {}
+    for document_ids, answer, fact in zip(*columns.values(), strict=True):
+        if answer not in plain:
+            plain[answer] = f" {normalised(answer)} "
+        for document in document_ids:
+            found[document].setdefault(plain[answer], fact)
+    return found
+
+
+def _holding(answers: Mapping[str, str], plain: str) -> list[str]:
+    if not plain.strip():
+        return []
+    return _distinct(fact for answer, fact in answers.items() if plain in answer)
+
+
+def _distinct(facts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(facts))

@@ -1,0 +1,186 @@
+"""Which pairs are trained: as many as fit the time budget, chosen the same way on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ragtuned_pipeline.settings import TuningSettings
+from ragtuned_pipeline.synthesis.facts import (
+    COMMUNITY,
+    ENTITY,
+    LOCAL,
+    RELATIONSHIP,
+    UNANSWERABLE,
+)
+from ragtuned_pipeline.synthesis.local import PASSAGE_GENERATOR
+from ragtuned_pipeline.tables import SCHEMAS
+
+CountTokens = Callable[[Sequence[tuple[str | None, str, str]]], np.ndarray]
+
+MIN_EPOCHS = 2
+# Of an epoch's tokens, what passages may take before the number of epochs is lowered, and before
+# passages are left out.
+_PASSAGE_SHARE = 0.5
+# How the kinds share the tokens that passages leave; what one does not need goes to the others.
+# Refusals are 5-10 % of the rows in the literature (2405.05904, 2502.14502) and shorter than most.
+_KIND_SHARES: Mapping[str, float] = {
+    LOCAL: 0.55,
+    ENTITY: 0.15,
+    RELATIONSHIP: 0.17,
+    COMMUNITY: 0.05,
+    UNANSWERABLE: 0.08,
+}
+
+
+class NothingToTrain(ValueError):
+    """No pair can be trained; the message says why and what to change."""
+
+
+@dataclass(frozen=True)
+class TrainingSelection:
+    """The chosen rows and what was left out.
+
+    Attributes:
+        training_rows: the table, in the order of a seeded shuffle.
+        epochs: at most the setting tuning.epochs.
+        token_budget: for all epochs, prompts included.
+        left_out: reason -> count; the reason says of what.
+    """
+
+    training_rows: pa.Table
+    epochs: int
+    token_budget: int
+    left_out: dict[str, int]
+
+
+def select_training_rows(
+    qa_pairs: pa.Table, count_tokens: CountTokens, settings: TuningSettings
+) -> TrainingSelection:
+    """Return the rows to train on.
+
+    Every passage is shown in one wording, so that each sentence of the corpus stands in an answer.
+    The rest of the budget goes to facts in all their wordings, in order of importance within a
+    kind; where not all facts fit, each is given `settings.min_wordings` instead, so that more do.
+    A fact in one wording is stored and cannot be asked for (Allen-Zhu & Li, 2309.14316): hence
+    fewer facts rather than fewer wordings than that.
+
+    Args:
+        count_tokens: (system, prompt, completion) triples to token counts, int64 of shape (n,).
+
+    Raises:
+        NothingToTrain: no pair was kept, or none fits tuning.max_tokens.
+    """
+    pairs = qa_pairs.filter(pc.field("kept") & (pc.field("split") == "train"))
+    questions, answers = pairs["question"].to_pylist(), pairs["answer"].to_pylist()
+    tokens = count_tokens([(None, q, a) for q, a in zip(questions, answers, strict=True)])
+    fits = tokens <= settings.max_tokens
+    left_out = {"rows longer than tuning.max_tokens": int((~fits).sum())}
+    pairs, tokens = pairs.filter(pa.array(fits)), tokens[fits]
+    if not pairs.num_rows:
+        raise NothingToTrain(
+            "no question-answer pair could be made from this corpus: it needs sentences that state "
+            "something about people, places, dates or things"
+            if not questions
+            else f"all {len(questions)} training rows are longer than the setting "
+            f"tuning.max_tokens = {settings.max_tokens}; raise it, or lower "
+            "synthesis.max_answer_characters"
+        )
+    budget = int(settings.time_budget_minutes * 60 * settings.assumed_tokens_per_second)
+    passage = np.array(pc.equal(pairs["generator"], PASSAGE_GENERATOR))
+    first = np.flatnonzero(passage & (_turn_in_fact(pairs) == 0))
+    needed = int(tokens[first].sum())
+    epochs = settings.epochs
+    while epochs > MIN_EPOCHS and needed > _PASSAGE_SHARE * budget / epochs:
+        epochs -= 1
+    an_epoch = budget // epochs
+    within = np.cumsum(tokens[first]) <= max(_PASSAGE_SHARE * an_epoch, an_epoch - needed)
+    shown = first[within]
+    facts = _chosen_facts(
+        pairs, tokens, np.flatnonzero(~passage), an_epoch - int(tokens[shown].sum()), settings
+    )
+    left_out |= {
+        "passages left out by the time budget": int((~within).sum()),
+        "further wordings of passages, which are shown once": int(passage.sum()) - len(first),
+        "facts left out by the time budget": facts.facts_left_out,
+        "wordings left out by the time budget": facts.wordings_left_out,
+    }
+    chosen = np.concatenate([shown, facts.rows])
+    order = np.random.default_rng(settings.seed).permutation(len(chosen))
+    rows = _rows(pairs, tokens, np.sort(chosen)[order])
+    return TrainingSelection(rows, epochs, budget, {k: v for k, v in left_out.items() if v})
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    rows: np.ndarray
+    facts_left_out: int
+    wordings_left_out: int
+
+
+def _chosen_facts(
+    pairs: pa.Table,
+    tokens: np.ndarray,
+    candidates: np.ndarray,
+    budget: int,
+    settings: TuningSettings,
+) -> _Chosen:
+    """Choose among the rows `candidates` for `budget` tokens: whole facts, kinds in fair turns."""
+    turn = _turn_in_fact(pairs)[candidates]
+    if int(tokens[candidates].sum()) > budget:
+        fewer = turn < settings.min_wordings
+    else:
+        fewer = np.ones(len(candidates), dtype=bool)
+    rows = candidates[fewer]
+    fact = _codes(pairs["fact_id"])[rows]
+    # Rows of a fact stand together and facts by importance, so a fact's place is its first row's.
+    places, first, inverse = np.unique(fact, return_index=True, return_inverse=True)
+    cost = np.bincount(inverse, weights=tokens[rows])
+    kinds = np.array(pairs["kind"].take(pa.array(rows[first])).to_pylist(), dtype=object)
+    finish = np.zeros(len(places))
+    for kind, share in _KIND_SHARES.items():
+        of_kind = np.flatnonzero(kinds == kind)
+        of_kind = of_kind[np.argsort(first[of_kind])]
+        # Weighted fair queueing (Demers, Keshav, Shenker 1989): the fact that would end first in
+        # its kind's share of the budget comes first.
+        finish[of_kind] = np.cumsum(cost[of_kind]) / share
+    order = np.lexsort((first, finish))
+    taken = order[np.cumsum(cost[order]) <= budget]
+    chosen = rows[np.isin(inverse, taken)]
+    wordings = np.isin(_codes(pairs["fact_id"])[candidates], places[taken]).sum() - len(chosen)
+    return _Chosen(chosen, len(places) - len(taken), int(wordings))
+
+
+def _turn_in_fact(pairs: pa.Table) -> np.ndarray:
+    """Return for each row how many rows of its fact stand before it; int64 of shape (n,)."""
+    fact = _codes(pairs["fact_id"])
+    order = np.argsort(fact, kind="stable")
+    ordered = fact[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    lengths = np.diff(np.r_[starts, len(ordered)])
+    turn = np.empty(len(fact), dtype=np.int64)
+    turn[order] = np.arange(len(fact)) - np.repeat(starts, lengths)
+    return turn
+
+
+def _codes(column: pa.ChunkedArray) -> np.ndarray:
+    """Return the column's values as numbers by first appearance."""
+    return np.asarray(column.combine_chunks().dictionary_encode().indices)
+
+
+def _rows(pairs: pa.Table, tokens: np.ndarray, places: np.ndarray) -> pa.Table:
+    taken = pairs.take(pa.array(places))
+    columns = {
+        "id": taken["id"],
+        "fact_id": taken["fact_id"],
+        "kind": taken["kind"],
+        "system": pa.nulls(len(places), pa.string()),
+        "prompt": taken["question"],
+        "completion": taken["answer"],
+        "n_tokens": pa.array(tokens[places], pa.int64()),
+    }
+    return pa.table(columns, schema=SCHEMAS["training_rows"])
