@@ -84,20 +84,19 @@ def table_assets(
     """
     return dg.multi_asset(
         name=next(iter(outputs)),
-        specs=[
-            dg.AssetSpec(
-                name,
+        outs={
+            name: dg.AssetOut(
                 description=description,
                 group_name=group,
                 code_version=code_version(*rooms),
                 owners=[OWNER],
                 kinds={"parquet", *(kinds or set())},
-                deps=[*inputs, *deps],
-                partitions_def=corpora,
+                dagster_type=dg.Any,
             )
             for name, description in outputs.items()
-        ],
+        },
         ins={name: dg.AssetIn(name) for name in inputs},
+        deps=list(deps),
         check_specs=[
             partitioned_check(check, name)
             for name in outputs
