@@ -108,7 +108,6 @@ def _train(
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
-    from trl.trainer.sft_trainer import SFTTrainer
 
     tokenizer = load_tokenizer(settings.base_model)
     given = encode_rows(tokenizer, _read(training_rows))
@@ -126,7 +125,7 @@ def _train(
     progress({"event": "rows", "rows": len(rows), "overlong": overlong, "tokens": plan.tokens})
     set_seed(settings.seed)  # before the adapter is made: its first weights are drawn
     watcher = _watcher(plan.tokens, progress)
-    trainer = SFTTrainer(
+    trainer = _trainer_class()(
         model=load_model(settings.base_model, settings.dtype),
         args=_arguments(settings, output, evaluate=bool(watched)),
         train_dataset=_dataset(rows) if settings.packing else _dataset(rows).select(plan.order),
@@ -255,7 +254,8 @@ def _arguments(settings: TuningSettings, output: Path, evaluate: bool) -> SFTCon
         max_length=settings.max_tokens,
         packing=settings.packing,
         eval_packing=False,
-        bf16=settings.dtype == "bfloat16",
+        use_cpu=not cuda,
+        bf16=settings.dtype == "bfloat16" if cuda else _bf16_is_fast(),
         gradient_checkpointing=settings.gradient_checkpointing,
         logging_strategy="steps",
         logging_steps=1 / _LOG_LINES,
@@ -268,6 +268,53 @@ def _arguments(settings: TuningSettings, output: Path, evaluate: bool) -> SFTCon
         disable_tqdm=True,
         report_to="none",
     )
+
+
+def _bf16_is_fast() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware.
+
+    Autocast then computes in bfloat16 over float32 weights; elsewhere it would be emulated.
+    """
+    import torch
+
+    return bool(torch.cpu._is_amx_tile_supported())  # type: ignore[attr-defined]
+
+
+def _trainer_class() -> Any:
+    """Return SFTTrainer; on a CPU, with its loss computed at the answers' positions only.
+
+    TRL's fused head does that with Triton alone: elsewhere it scores every position of the prompt
+    too and drops the result, half of the time with a model as small as the embedded one.
+    """
+    import torch
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    if torch.cuda.is_available():
+        return SFTTrainer
+
+    class AnswerTrainer(SFTTrainer):
+        def compute_loss(
+            self,
+            model: Any,
+            inputs: Any,
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
+            causal = model.get_base_model()
+            answered = inputs["labels"][:, 1:] != -100
+            # Padding follows the text and attention looks back only, so no mask is needed.
+            position_ids = inputs.get("position_ids")
+            with self.accelerator.autocast():
+                hidden = causal.base_model(
+                    input_ids=inputs["input_ids"], position_ids=position_ids, use_cache=False
+                ).last_hidden_state
+                logits = causal.get_output_embeddings()(hidden[:, :-1][answered])
+            loss = torch.nn.functional.cross_entropy(
+                logits.float(), inputs["labels"][:, 1:][answered], reduction="sum"
+            )
+            return loss / (answered.sum() if num_items_in_batch is None else num_items_in_batch)
+
+    return AnswerTrainer
 
 
 def _watcher(tokens: int, progress: Progress) -> Any:
