@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import sys
+import warnings
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ragtuned_pipeline.orchestration.io import fingerprint, write_parquet
 from ragtuned_pipeline.orchestration.steps import UserError, code_version, settings_key
 from ragtuned_pipeline.settings import TuningSettings
 from ragtuned_pipeline.tables import content_hash
+from ragtuned_pipeline.tuning.trainer import KEEP_FREED_MEMORY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,11 +101,14 @@ def train_adapter(
         "settings": settings.model_dump(mode="json"),
         "output": str(folder),
     }
-    invocation = pipes.run(
-        command=[sys.executable, "-m", "ragtuned_pipeline.orchestration.trainer_process"],
-        context=context,
-        extras={"job": job},
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.PreviewWarning)  # of Pipes' own, in this pinned release
+        invocation = pipes.run(
+            command=[sys.executable, "-m", "ragtuned_pipeline.orchestration.trainer_process"],
+            context=context,
+            extras={"job": job},
+            env=KEEP_FREED_MEMORY,
+        )
     for message in invocation.get_custom_messages():
         raise UserError(str(message["refused"]))
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))

@@ -277,7 +277,8 @@ def _bf16_is_fast() -> bool:
     """
     import torch
 
-    return bool(torch.cpu._is_amx_tile_supported())  # type: ignore[attr-defined]
+    cpu: Any = torch.cpu
+    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
 def _trainer_class() -> Any:

@@ -25,6 +25,16 @@ from ragtuned_pipeline.tuning.sft import TrainingInterrupted, TrainResult, train
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
+# Environment of a process that trains on a CPU. By default glibc gives large blocks back to the
+# kernel as soon as they are freed; each training step then faults the same pages in again, which
+# took 40 % of the time of a step of the embedded model (docs/log.md, 2026-11-25). Read by the
+# allocator when the process starts.
+KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
+
 
 class TrainJob(BaseModel):
     """What one trainer process is asked to do; see train()."""

@@ -13,7 +13,7 @@ QUESTIONS = [
     "Who opened the Harrow Bakery in 1987?",
     "Tell me about Mirela Voss.",
     "Why?",
-    "I came across the name Tobin Calder in an old letter about the mill by the river. Who is that?",
+    "I came across the name Tobin Calder in an old letter about the mill. Who is that?",
     "Fill in: Sanne Orrick repaired ___ in the spring of 2031.",
 ]
 

@@ -1,0 +1,45 @@
+"""What several rooms' tests share: the mini corpus, built once through Dagster."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ragtuned_pipeline.orchestration.home import Home
+from ragtuned_pipeline.orchestration.runs import run_assets
+
+FIXTURES = Path(__file__).parent / "fixtures"
+HARBOUR = FIXTURES / "harbour"
+HARBOUR_GOLD = FIXTURES / "harbour_gold.jsonl"
+# Small enough to train in seconds, large enough to learn.
+SMALL = {
+    "tuning": {"time_budget_minutes": 0.3},
+    "evaluation": {"questions_per_set": 40},
+}
+
+
+def build(home: Home, name: str = "harbour", folder: Path = HARBOUR) -> None:
+    """Run the whole job for `folder`, as `ragtuned run` does."""
+    home.register(name, folder, HARBOUR_GOLD, SMALL)
+    run_assets(home, name, None, lambda _event: None)
+
+
+@pytest.fixture(scope="session")
+def _dagster_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The instance of these tests lies in their own folder, whatever the shell has set."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("DAGSTER_HOME", "RAGTUNED_DAGSTER", "RAGTUNED_HOME", "RAGTUNED_TABLES"):
+            patch.delenv(name, raising=False)
+        patch.setenv("RAGTUNED_DAGSTER", str(tmp_path_factory.mktemp("dagster")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, _dagster_environment: None) -> Home:
+    """A home that holds the mini corpus, built; tests only read it."""
+    home = Home(tmp_path_factory.mktemp("built"))
+    folder = home.folder / "harbour"
+    shutil.copytree(HARBOUR, folder)
+    build(home, folder=folder)
+    return home
