@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,22 +81,28 @@ class _Shown:
 
 
 def score_table(scorecard: Mapping[str, Any]) -> Table:
-    """The scorecard as a terminal table: contains-gold by system and question set, and cost."""
-    systems, sets = scorecard["systems"], _question_sets(scorecard)
+    """The scorecard as a terminal table: a row a question set, a column a system, then cost."""
+    systems, control = scorecard["systems"], scorecard.get("control_shuffled") or {}
     shown = Table(title=f"{scorecard['corpus']}: share of answers that contain the gold answer")
-    shown.add_column("system")
-    for name in sets:
-        shown.add_column(_heading(name), justify="right")
-    shown.add_column("prompt tokens", justify="right")
-    shown.add_column("seconds", justify="right")
-    for system, scores in systems.items():
-        asked = [score for score in scores.values() if score.get("n")]
-        cells = [_score(name, scores.get(name)) for name in sets]
-        cost = [_mean(asked, "prompt_tokens", ".0f"), _mean(asked, "seconds", ".3f")]
-        shown.add_row(system, *cells, *cost)
-    control = scorecard.get("control_shuffled") or {}
+    shown.add_column("question set")
+    shown.add_column("n", justify="right")
+    for system in systems:
+        shown.add_column(system, justify="right")
     if control.get("n"):
-        shown.add_row("shuffled control", f"{control['contains']:.2f}")
+        shown.add_column("shuffled control", justify="right")
+    for name in _question_sets(scorecard):
+        scores = [sets.get(name) or {} for sets in systems.values()]
+        asked = max(score.get("n", 0) for score in scores)
+        cells = [_score(name, score) for score in scores]
+        if control.get("n") and name == "held_out_wording":
+            cells.append(f"{control['contains']:.2f}")
+        shown.add_row(_heading(name), str(asked), *cells)
+    shown.add_section()
+    for key, label, form in (
+        ("prompt_tokens", "prompt tokens an answer", ",.0f"),
+        ("seconds", "seconds an answer", ".3f"),
+    ):
+        shown.add_row(label, "", *(_mean(sets.values(), key, form) for sets in systems.values()))
     return shown
 
 
@@ -111,17 +117,15 @@ def _heading(question_set: str) -> str:
     return words if measure == "contains" else f"{words} ({measure})"
 
 
-def _score(question_set: str, score: Mapping[str, Any] | None) -> str:
-    if not score or not score.get("n"):
-        return "-"
-    return f"{score[MEASURE_OF_SET[question_set]]:.2f}"
+def _score(question_set: str, score: Mapping[str, Any]) -> str:
+    return f"{score[MEASURE_OF_SET[question_set]]:.2f}" if score.get("n") else "-"
 
 
-def _mean(scores: Sequence[Mapping[str, Any]], key: str, form: str) -> str:
-    n = sum(score["n"] for score in scores)
-    if not n:
-        return "-"
-    return format(sum(score[key] * score["n"] for score in scores) / n, form)
+def _mean(scores: Iterable[Mapping[str, Any]], key: str, form: str) -> str:
+    """The mean over all questions of all sets."""
+    asked = [score for score in scores if score.get("n")]
+    n = sum(score["n"] for score in asked)
+    return format(sum(score[key] * score["n"] for score in asked) / n, form) if n else "-"
 
 
 def show_results(entry: Mapping[str, Any]) -> None:
