@@ -136,7 +136,22 @@ _HEAD_KEYS = _CHAT_KEYS | _words(
     "from to cc sent speakers speaker host hosts guest guests location place episode series "
     "channel duration tags url id"
 )
-_CHAT_SHARE = 0.6  # of the lines of a chat's body are turns
+_CHAT_SHARE = 0.6  # of the lines of a chat's body are turns, list items apart
+_LONG_TURNS_SHARE = 0.1  # the same where a header and the first line tell that it is a chat
+# What labels a part of a message ("Tip: add salt", "Day 2: ..."), and nobody's name.
+_ASIDES = _words(
+    "note notes nb ps pps tip tips hint hints warning caution reminder reminders todo update edit "
+    "example examples summary overview conclusion result results total subtotal budget cost costs "
+    "price prices pros cons advantages disadvantages ingredients method instructions directions "
+    "steps preparation serves servings breakfast lunch dinner supper snack snacks morning noon "
+    "afternoon evening night monday tuesday wednesday thursday friday saturday sunday "
+    "questions option options idea ideas goal goals reason reasons action actions day week "
+    "month step part stage phase plan round level chapter section exercise set meal"
+)
+_NAME_PARTICLES = _words(
+    "de del della di da du des la le van von der den ter bin ibn al el y of the"
+)
+_WRAP = 60  # characters; a line that is shorter than this with the next word was broken on purpose
 
 
 @dataclass(frozen=True)
@@ -183,12 +198,14 @@ def is_turn(line: str) -> bool:
 def looks_like_chat(text: str) -> bool:
     """Return whether `text` is a chat log or a transcript.
 
-    At least 60 % of its lines, headers apart, have the form `Speaker: words`, and either a header
-    (`Time:`, `Participants:` ...) stands above them or somebody speaks twice.
+    At least 60 % of its lines, headers and list items apart, have the form `Speaker: words`, and
+    either a header (`Time:`, `Participants:` ...) stands above them or somebody speaks twice. Where
+    a header stands above and the first line is a turn, two who speak, one of them twice, do.
     """
+    asides = _asides(text)
     speakers: list[str] = []
     lines = 0
-    headed = False
+    headed = opens = False
     for match in _LINE.finditer(text):
         line = match[0]
         if not line.strip():
@@ -198,12 +215,67 @@ def looks_like_chat(text: str) -> bool:
             headed = True
         elif turn and lines == 0 and _is_head_line(line):
             continue
-        else:
+        elif turn and turn["speaker"] not in asides:
+            opens = opens or lines == 0
             lines += 1
-            if turn:
-                speakers.append(turn["speaker"])
-    repeated = len(set(speakers)) < len(speakers)
+            speakers.append(turn["speaker"])
+        elif not _LIST_ITEM.match(line):
+            lines += 1
+    different = len(set(speakers))
+    repeated = different < len(speakers)
+    if headed and opens and repeated and different > 1:
+        return len(speakers) >= _LONG_TURNS_SHARE * lines
     return bool(speakers) and (headed or repeated) and len(speakers) >= _CHAT_SHARE * lines
+
+
+def _asides(text: str) -> frozenset[str]:
+    """Return the labels in front of a colon that only look like speakers.
+
+    They are common ones ("Note", "Day 2"); those that occur once and go on in lower case ("Total
+    cost") or stand alone on their line, where speakers do not; and, where two others speak, those
+    that occur in the lists of messages only ("Wine: 3 bottles").
+    """
+    turns: dict[str, list[tuple[bool, bool]]] = {}  # label -> words follow, in a list
+    common: set[str] = set()
+    amid = False
+    for match in _LINE.finditer(text):
+        line = match[0].strip()
+        turn = _TURN.match(match[0])
+        label = turn["speaker"] if turn else ""
+        if not line or label.lower() in _CHAT_KEYS:
+            continue
+        if turn and _is_common_label(label):
+            common.add(label)
+        elif turn:
+            part = amid and not line.endswith((".", "!", "?", "…"))
+            turns.setdefault(label, []).append((turn.end() < len(match[0].rstrip()), part))
+        amid = bool(turns) and (turn is None or label in common or line.endswith(":"))
+    every = [words for of_label in turns.values() for words, _ in of_label]
+    on_one_line = 2 * sum(every) > len(every)
+    once = {
+        label
+        for label, of_label in turns.items()
+        if len(of_label) == 1 and (_is_phrase(label) or (on_one_line and not of_label[0][0]))
+    }
+    within = {
+        label
+        for label, of_label in turns.items()
+        if len(of_label) <= 2 and all(inside for _, inside in of_label)
+    }
+    others = turns.keys() - once - within
+    return frozenset(common | once | (within if len(others) > 1 else set()))
+
+
+def _is_phrase(label: str) -> bool:
+    words = label.split()
+    return words[0][0].isupper() and any(
+        word.islower() and word not in _NAME_PARTICLES for word in words[1:]
+    )
+
+
+def _is_common_label(label: str) -> bool:
+    first, *rest = label.split()
+    return first.lower() in _ASIDES and all(part.isdigit() for part in rest)
 
 
 def head_of(text: str, document_format: str) -> Head:
@@ -279,6 +351,7 @@ def _blocks(text: str, chat: bool, headers: bool) -> Iterator[_Block]:
         at = front.end()
     lines: list[tuple[int, int]] = []  # of the paragraph that is being joined
     in_head = True
+    asides = _asides(text) if chat else frozenset()
 
     def paragraph() -> Iterator[_Block]:
         for start, end in _parts(text, lines):
@@ -310,7 +383,7 @@ def _blocks(text: str, chat: bool, headers: bool) -> Iterator[_Block]:
             when = _date_line(line)
         in_head = False
         turn = _TURN.match(line) if chat else None
-        if turn:
+        if turn and turn["speaker"] not in asides:
             yield from paragraph()
             speaker = turn["speaker"]
             when = find_date(turn["stamp"] or "") or when
@@ -322,9 +395,17 @@ def _blocks(text: str, chat: bool, headers: bool) -> Iterator[_Block]:
             if not lines or not _QUOTE.match(text, text.rfind("\n", 0, lines[-1][0]) + 1):
                 yield from paragraph()
             start += mark.end()
+        elif chat and lines and _new_line(text[lines[-1][0] : lines[-1][1]], line):
+            yield from paragraph()
         if start < end:
             lines.append((start, end))
     yield from paragraph()
+
+
+def _new_line(line: str, following: str) -> bool:
+    """Return whether a message breaks between two lines on purpose."""
+    first = following.split(maxsplit=1)[0]
+    return not first[0].islower() and len(line.rstrip()) + 1 + len(first) < _WRAP
 
 
 def _parts(text: str, lines: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -413,8 +494,11 @@ def _date_line(line: str) -> str | None:
 # --- stops ------------------------------------------------------------------------------------
 
 _STOP = re.compile(
-    r"(?P<stop>[.!?…]+)(?P<close>[\"'”’»)\]*_]*(?:\[\d+\])*)(?P<gap>\s+)|(?P<wide>[。！？]+[」』”’]*)\s*"
+    r"(?P<stop>[.!?…]+)(?P<close>[\"'”’»)\]*_]*(?:\[\d+\])*)"
+    r"(?P<face>(?:\s*[\U0001f000-\U0001faff\u2600-\u27bf\ufe0f\u200d]+)*)(?P<gap>\s+)"
+    r"|(?P<wide>[。！？]+[」』”’]*)\s*"
 )
+_WORD = re.compile(r"[^\W_]")
 _OPEN = re.compile(r"[\"'“‘«(\[*_—–-]*\s*")
 _LAST_TOKEN = re.compile(r"[^\s\"'“”‘’(\[—–]*$")
 _LOWER_NEXT = re.compile(r"[^\W\d_]")
@@ -447,7 +531,24 @@ _INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]|[A-Z][a-z]\.[A-Z]")
 
 
 def _cut(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the spans of the sentences in the block text[start:end], without outer white space."""
+    """Yield the spans of the sentences in the block text[start:end], without outer white space.
+
+    What holds no letter or digit (a smiley) belongs to the sentence before it.
+    """
+    held: tuple[int, int] | None = None
+    for span in _stretches(text, start, end):
+        if held and not _WORD.search(text, *span):
+            held = (held[0], span[1])
+            continue
+        if held:
+            yield held
+        held = span
+    if held:
+        yield held
+
+
+def _stretches(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the spans between the stops of the block text[start:end]."""
     while start < end and text[start].isspace():
         start += 1
     # A writer who begins without a capital goes on without.
@@ -457,7 +558,7 @@ def _cut(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         if match.end() >= end:
             break
         if match["wide"] or _ends_sentence(text, start, match, end, small):
-            stop = match.end("wide") if match["wide"] else match.end("close")
+            stop = match.end("wide") if match["wide"] else match.end("face")
             if start < stop:
                 yield start, stop
             start = match.end()

@@ -101,6 +101,57 @@ def test_chat() -> None:
     assert split(CHAT)[0] == "Good evening."
 
 
+LONG_MESSAGES = """Time: 2033-01-04 18:22:05
+
+Anna: Can you plan two days in Vell? 😅 Not too packed.
+Assistant: Of course!
+
+**Day 1:** Walk to the market.
+**Day 2:** Take the ferry.
+Total cost: about 90 crowns
+Packing:
+- a rain jacket
+- boots
+Note: the boat is full on Sundays. 🙈
+Anna: For the party we need:
+Wine: 3 bottles
+Crisps
+Assistant: Noted
+"""
+
+
+def test_lines_of_a_long_message_are_no_turns() -> None:
+    assert looks_like_chat(LONG_MESSAGES)
+    assert [(s.speaker, s.text) for s in sentences_of(LONG_MESSAGES, "chat")] == [
+        ("Anna", "Can you plan two days in Vell? 😅"),
+        ("Anna", "Not too packed."),
+        ("Assistant", "Of course!"),
+        ("Assistant", "**Day 1:** Walk to the market."),
+        ("Assistant", "**Day 2:** Take the ferry."),
+        ("Assistant", "Total cost: about 90 crowns"),
+        ("Assistant", "Packing:"),
+        ("Assistant", "a rain jacket"),
+        ("Assistant", "boots"),
+        ("Assistant", "Note: the boat is full on Sundays. 🙈"),
+        ("Anna", "For the party we need:"),
+        ("Anna", "Wine: 3 bottles"),
+        ("Anna", "Crisps"),
+        ("Assistant", "Noted"),
+    ]
+
+
+def test_long_answers_do_not_hide_a_chat() -> None:
+    answer = "\n".join(f"{n}. Do this first\nand that next" for n in range(12))
+    assert looks_like_chat(f"Time: 2033-01-04 18:22\nAnna: Help?\nBob: Yes.\n{answer}\nAnna: Ta.")
+    prose = "It rained all day.\n" * 20
+    assert not looks_like_chat(f"Date: 2033-01-04\nMood: low\n{prose}Note: x\nNote: y")
+
+
+def test_speakers_who_speak_once_are_speakers() -> None:
+    text = "Time: 2033-01-04\nAnna: One\nand a half.\nJan de Wit: Two.\nBo: Three.\n"
+    assert [s.speaker for s in sentences_of(text, "chat")] == ["Anna", "Jan de Wit", "Bo"]
+
+
 @pytest.mark.parametrize(
     "lines",
     [
