@@ -148,6 +148,7 @@ _ASIDES = _words(
     "questions option options idea ideas goal goals reason reasons action actions day week "
     "month step part stage phase plan round level chapter section exercise set meal"
 )
+_OWNERS = _words("my your our their what when where which why how")
 _NAME_PARTICLES = _words(
     "de del della di da du des la le van von der den ter bin ibn al el y of the"
 )
@@ -274,8 +275,8 @@ def _is_phrase(label: str) -> bool:
 
 
 def _is_common_label(label: str) -> bool:
-    first, *rest = label.split()
-    return first.lower() in _ASIDES and all(part.isdigit() for part in rest)
+    first, *rest = label.lower().split()
+    return first in _OWNERS or (first in _ASIDES and all(part.isdigit() for part in rest))
 
 
 def head_of(text: str, document_format: str) -> Head:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from unicodedata import category
 
 from ragtuned_pipeline.graph import words as w
 
@@ -29,7 +30,9 @@ _ADDRESS = w.word_set("Mr Mr. Mrs Mrs. Ms Ms. Miss Dr Dr. Prof Prof.")
 _PERSON_MONTHS = w.word_set("April May June August")
 _BEFORE_DATES = w.word_set("in on of last this next by since until")
 _TITLE_WORDS = w.word_set("for in on at to with from by under over and")
+_AT = w.word_set("at in into to from outside near by")
 _ACRONYM = 5  # letters of the longest acronym
+_OPENS = 3  # names, in front of which a word only opens sentences
 _HEADING_WORDS = 4  # fewer capitalised words than this make no headline
 
 
@@ -89,6 +92,9 @@ class Evidence:
     lower: Counter[str] = field(default_factory=Counter)
     runs: Counter[str] = field(default_factory=Counter)  # capitalised sequences inside sentences
     joined: Counter[tuple[str, str]] = field(default_factory=Counter)  # "A and B", A inside
+    alone: Counter[str] = field(default_factory=Counter)  # not followed by "'s"
+    houses: Counter[str] = field(default_factory=Counter)  # "at Quillon's": shops and homes
+    openings: dict[str, set[str]] = field(default_factory=dict)  # what follows a first word
 
     @classmethod
     def of(cls, sentences: Iterable[Tokens], speakers: Iterable[str]) -> Evidence:
@@ -107,6 +113,13 @@ class Evidence:
         if is_headline(tokens):
             return
         for i, word in enumerate(tokens.words):
+            if _capital(word):
+                if tokens.words[i + 1 : i + 2] != ["'s"]:
+                    self.alone[word] += 1
+                elif (
+                    i and tokens.words[i - 1].lower() in _AT and _ends_in_possessive(tokens, i + 1)
+                ):
+                    self.houses[word] += 1
             if _capital(word) and not starts_sentence(tokens, i):
                 self.inside[word] += 1
                 run.append(word)
@@ -120,6 +133,18 @@ class Evidence:
                 self.lower[word] += 1
         if run:
             self.runs[" ".join(run)] += 1
+        if len(tokens.words) > 1 and _capital(tokens.words[0]) and _capital(tokens.words[1]):
+            self.openings.setdefault(tokens.words[0], set()).add(tokens.words[1])
+
+    def only_opens(self, word: str) -> bool:
+        """Tell whether `word` only starts sentences, in front of several names ("Hiya Ann!")."""
+        if self.inside[word] or word.rstrip(".").lower() in w.HONORIFICS:
+            return False
+        return sum(self.runs[name] > 0 for name in self.openings.get(word, ())) >= _OPENS
+
+    def is_house(self, word: str) -> bool:
+        """Tell whether "'s" is part of the name: a shop's, whose owner is not spoken of."""
+        return self.houses[word] > self.alone[word]
 
     def is_name(self, word: str) -> bool:
         """Tell whether `word`, capitalised, is a name wherever it stands."""
@@ -137,13 +162,21 @@ class Evidence:
 
 def _capital(word: str) -> bool:
     """Tell whether a capital may mark a name; words shouted in capitals are none."""
-    shouted = len(word) > _ACRONYM and word.isupper()
-    return word[0].isupper() and word != "I" and not shouted
+    if not word[0].isupper() or word == "I" or w.is_interjection(word):
+        return False
+    return not (len(word) > _ACRONYM and word.isupper())
 
 
 def starts_sentence(tokens: Tokens, i: int) -> bool:
     """Tell whether a capital at token `i` may be due to its place."""
-    return i == 0 or tokens.words[i - 1][0] in _OPENERS or tokens.words[i - 1] in {".", "..."}
+    before = tokens.words[i - 1]
+    return (
+        i == 0
+        or before[0] in _OPENERS
+        or before in {".", "..."}
+        or category(before[0]) == "So"  # a smiley
+        or w.is_interjection(before)
+    )
 
 
 def is_headline(tokens: Tokens) -> bool:
@@ -334,8 +367,10 @@ def _mention(
         and not evidence.is_name(words[first])
     )
     votes = _votes(tokens, first, last, before, bool(honorific))
-    if before in {"at", "in", "to", "from", "outside"} and _ends_in_possessive(tokens, last):
-        last += 1  # "at Quillon's": a shop or a house
+    if last - first == 1 and evidence.is_house(words[first]):
+        last += int(words[last : last + 1] == ["'s"])
+    elif last - first > 1 and before in _AT and _ends_in_possessive(tokens, last):
+        last += 1
     text = _join(words[first:last])
     modifies = last < len(words) and tokens.tags[last].startswith("NN") and words[last].islower()
     definite = before == "the" and not modifies
@@ -359,6 +394,9 @@ def _drop_common_start(
             break
         if words[first + 1] in {"of", "and", "&", "'s", "'"}:
             break
+        if evidence.only_opens(word):
+            first += 1
+            continue
         if not w.is_common(word) or evidence.is_name(word):
             break
         rest = _join(words[first + 1 : last])
@@ -463,14 +501,14 @@ def _apposed_noun(tokens: Tokens, i: int) -> str:
 def name_kind(parts: Sequence[str]) -> str | None:
     """Return the type that a name's own words tell ("Harbour Council"), or None."""
     if len(parts) < 2:
-        return None
+        return w.ORGANIZATION if parts[0].endswith("'s") else None
     first, last = parts[0].lower(), parts[-1].lower().rstrip(".")
     if last.isdigit() and len(parts) > 1:
         last = parts[-2].lower()
     if "of" in parts[1:-1] and first in w.HEADS:
         return w.HEADS[first]
-    if first in {"lake", "mount", "cape", "port", "fort", "isle", "upper", "lower", "nether"}:
-        return w.GEO
+    if first in w.FIRST_HEADS:
+        return w.FIRST_HEADS[first]
     if last in w.HEADS:
         return w.HEADS[last]
     if last in _PARTNERS and ("and" in parts or "&" in parts):

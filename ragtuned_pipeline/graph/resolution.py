@@ -17,6 +17,7 @@ from ragtuned_pipeline.graph import words as w
 from ragtuned_pipeline.graph.mentions import Mention, name_kind
 
 _HEAD_VOTES = 5  # a name's own words against the words around one occurrence
+_INITIALS_USE = 5  # times as often as the name itself that two initials may stand for it
 _SMALL = w.NAME_JOINERS | {"the", "and", "&", "'s", "for", "in"}
 
 
@@ -103,7 +104,8 @@ def _kind(form: _Form, definite: set[str]) -> str:
         return max(w.TYPES, key=lambda kind: votes[kind])
     if mostly_definite:
         return w.OBJECT
-    return w.PERSON if len(parts) == 1 else w.ORGANIZATION
+    acronym = len(parts[0]) > 1 and parts[0].isupper()
+    return w.PERSON if len(parts) == 1 and not acronym else w.ORGANIZATION
 
 
 def _person_name(parts: list[str], spoken_of: bool, definite: set[str]) -> int:
@@ -219,7 +221,12 @@ class _FullNames:
         form = self._forms[key]
         letters = _best(form.spellings).replace(".", "").replace("&", "")
         if letters.isupper() and letters.lower() in self._initials:
-            return self._initials[letters.lower()]
+            # Two letters are the initials of many things ("GP" of a pub, the Gilded Pear).
+            return {
+                full
+                for full in self._initials[letters.lower()]
+                if len(letters) > 2 or form.count <= _INITIALS_USE * self._forms[full].count
+            }
         definite = form.definite * 2 > form.count
         endings, alone = self._endings.get(key, set()), len(self._holders.get(key, ())) == 1
         if definite and (w.is_common(key) or alone):

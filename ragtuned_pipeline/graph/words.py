@@ -6,6 +6,7 @@ capitalises away from sentence starts, who speaks, what follows a name) is count
 
 from __future__ import annotations
 
+import re
 from functools import cache, lru_cache
 from typing import Any
 
@@ -55,8 +56,11 @@ FUNCTION_WORDS = word_set(
     "more most many much few fewer less least several enough last next first second third please "
     "let lets let's two three four five six seven eight nine ten eleven twelve twenty thirty "
     "forty fifty hundred thousand half am pm hmm hm um uh er mm ha haha wow aha gosh goodness "
-    "alas amen cheers bye goodbye"
+    "alas amen cheers bye goodbye hiya heya yay ugh phew yikes eek yup nah woo hooray hurrah aw "
+    "aww ooh whoa woah argh meh huh mhm tsk psst eww lol lmao rofl omg btw ps pps nb fyi tbh imo idk "
+    "asap rsvp thx pls"
 )
+_INTERJECTION = re.compile(r"(?i)(?:(ha|he|xo)\1+h?|x+|\w*([^\W\d_])\2\2\w*)")
 # Function words that may yet begin a name where a capitalised word follows ("the Second Plover").
 NUMBER_WORDS = word_set(
     "first second third fourth fifth one two three four five six seven eight nine ten eleven "
@@ -97,7 +101,10 @@ _HEADS = {
         "shipyard shop society solicitors sons stores studio studios surgery syndicate systems "
         "tannery tavern team technologies telegraph theatre theater times tribune trio trust "
         "trustees union united university vineyard vineyards weekly workers works workshop yard "
-        "rangers rovers athletic wanderers fc hotspur town tearoom tearooms"
+        "rangers rovers athletic wanderers fc hotspur town tearoom tearooms electrics plumbing "
+        "roofing glazing locksmiths cycles motors outdoors pharmacy opticians dental gym salon "
+        "barbers grill diner pizzeria supermarket bakehouse catering removals cleaners florist "
+        "hostel guesthouse"
     )
     - word_set("city town mill capital exchange post journal community"),
     GEO: word_set(
@@ -145,6 +152,21 @@ _HEADS = {
 }
 HEADS: dict[str, str] = {
     word: kind for kind in (OBJECT, EVENT, GEO, ORGANIZATION) for word in sorted(_HEADS[kind])
+}
+
+# Words that say a name's kind where they begin it ("Hotel Astoria", "Lake Vell").
+FIRST_HEADS: dict[str, str] = {
+    **dict.fromkeys(
+        word_set("lake mount cape port fort isle upper lower nether villa camp rue via plaza"), GEO
+    ),
+    **dict.fromkeys(
+        word_set(
+            "hotel hostel café cafe casa pension pensione trattoria osteria ristorante pizzeria "
+            "taqueria cantina bistro brasserie restaurant restaurante bodega gasthaus auberge "
+            "maison chez radio clinic club"
+        ),
+        ORGANIZATION,
+    ),
 }
 
 # Common nouns before or after a name that say its kind ("the village of X", "X, a solicitor").
@@ -223,6 +245,13 @@ VESSEL_WORDS = word_set("aboard sail sailed sailing skipper skippered launched l
 
 # Directions and plain nouns that make a place of what follows "of" ("north of X").
 NAME_JOINERS = word_set("of de del della di da van von der den la le du des y al el bin ibn av")
+
+
+@cache
+def is_interjection(word: str) -> bool:
+    """Tell whether `word` is laughter, kisses or drawn out ("Haha", "xx", "Nooo")."""
+    shouted = word.isupper() and len(word) < 5  # "III", "AAA"
+    return _INTERJECTION.fullmatch(word) is not None and not shouted
 
 
 @cache

@@ -313,3 +313,23 @@ def test_a_short_form_of_a_short_form_means_the_longest() -> None:
     assert titles(graph) == ["Brannock Harbour Board", "Dell", "Ines Kroll", "Marle"]
     (row,) = [row for row in graph.entities.to_pylist() if row["title"].endswith("Board")]
     assert row["aliases"] == ["HB", "Harbour Board"]
+
+
+CHATTER = {
+    "a.chat": (
+        "Ann: Hiya Joel! Xx Remind me to call Mira.\n"
+        "Joel: Hiya Mira here. 😂 Remind Joel. Haha Bring the Zoltan.\n"
+        "Mira: Hiya Ann! We met at Garrow's. Nooo.\n"
+        "Ann: Garrow's has lamps. I saw the GP. The GP said to rest.\n"
+        "Joel: The GP again? My GP said so. Your GP or the GP. A GP.\n"
+        "Mira: I saw Ann with Joel and Mira at Hotel Vogel near the Gilded Pear.\n"
+    )
+}
+
+
+def test_chatter_makes_no_names() -> None:
+    found = {row["title"]: row for row in graph_of(CHATTER).entities.to_pylist()}
+    expected = "Ann|Garrow's|Gilded Pear|GP|Hotel Vogel|Joel|Mira|Zoltan"
+    assert "|".join(found) == expected
+    assert {found[name]["type"] for name in ("Garrow's", "Hotel Vogel")} == {"organization"}
+    assert found["Joel"]["aliases"] == []
