@@ -57,8 +57,8 @@ FUNCTION_WORDS = word_set(
     "let lets let's two three four five six seven eight nine ten eleven twelve twenty thirty "
     "forty fifty hundred thousand half am pm hmm hm um uh er mm ha haha wow aha gosh goodness "
     "alas amen cheers bye goodbye hiya heya yay ugh phew yikes eek yup nah woo hooray hurrah aw "
-    "aww ooh whoa woah argh meh huh mhm tsk psst eww lol lmao rofl omg btw ps pps nb fyi tbh imo idk "
-    "asap rsvp thx pls"
+    "aww ooh whoa woah argh meh huh mhm tsk psst eww lol lmao rofl omg btw ps pps nb fyi tbh imo "
+    "idk asap rsvp thx pls"
 )
 _INTERJECTION = re.compile(r"(?i)(?:(ha|he|xo)\1+h?|x+|\w*([^\W\d_])\2\2\w*)")
 # Function words that may yet begin a name where a capitalised word follows ("the Second Plover").
