@@ -66,6 +66,8 @@ PRONOUNS = word_set(
     somebody something everyone everybody everything anyone anybody anything
     """
 )
+_DAY_WORDS = frozenset(["yesterday", "today", "tomorrow", "tonight"])
+_WHICH_TIME = frozenset(["last", "next", "this", "that", "every", "each"])
 BE = {"be", "am", "is", "are", "was", "were", "been", "being"}
 HAVE = {"have", "has", "had", "having"}
 DO = {"do", "does", "did"}
@@ -325,9 +327,21 @@ class Reader:
     def part(self, start: int, end: int) -> tuple[Token, ...]:
         return tuple(self.tokens[start:end])
 
+    def time_word(self, at: int) -> int:
+        """Return the end of "yesterday", "last week", "that morning" at `at`, else `at`."""
+        if self.low(at) in _DAY_WORDS:
+            end = at + 1 + (self.low(at + 1) in TIME_NOUNS)
+        elif self.low(at) in _WHICH_TIME and self.low(at + 1) in TIME_NOUNS | DAYS | MONTHS:
+            end = at + 2
+        else:
+            return at
+        return at if self.tag(end) == "POS" else end
+
     def plain_noun_phrase(self, at: int) -> int:
         """Return the end of the noun phrase that starts at `at`, without its complements."""
         start = at
+        if (end := self.time_word(at)) > at:
+            return end
         if self.tag(at) in ("PRP", "EX"):
             return at + 1
         if self.low(at) in ("all", "both", "half") and self.tag(at + 1) in ("DT", "PRP$"):
@@ -342,6 +356,8 @@ class Reader:
             tag = self.tag(at)
             if tag == "CD" and head > start and self._counts(at):
                 break  # "lent Brannoch Yard 40,000 crowns": a second object
+            if head > start and self.time_word(at) > at:
+                break  # "sold honey last week"
             if tag in _NOUN or tag == "CD" or (tag == "POS" and head):
                 if tag != "POS":
                     head = at + 1
@@ -616,7 +632,7 @@ def read_clauses(tokens: list[Token]) -> list[Clause]:
 
     Questions, commands, negated and conditional clauses and what is not understood are left out.
     """
-    cut = next((n for n, t in enumerate(tokens) if t.low in _CONDITIONS), len(tokens))
+    cut = _unconditional(tokens)
     reader = Reader([*tokens[:cut], *tokens[-1:]] if cut < len(tokens) else tokens)
     found: list[Clause] = []
     at, shared = 0, None
@@ -636,6 +652,22 @@ def read_clauses(tokens: list[Token]) -> list[Clause]:
 
 
 _CONDITIONS = word_set("if unless whether")
+
+
+def _unconditional(tokens: list[Token]) -> int:
+    """Return where the part of a sentence ends that holds whatever its "if" comes to."""
+    for at, token in enumerate(tokens):
+        if token.low not in _CONDITIONS:
+            continue
+        before = tokens[at - 1].low if at else ""
+        if token.low == "whether":
+            return at
+        if before in ("as", "even", "and", "but"):
+            return at - 1  # "as if", "even if", "..., and if ...": what stands before holds
+        return next((n for n in range(at, -1, -1) if tokens[n].text == ";"), 0)
+    return len(tokens)
+
+
 _SUBORDINATORS = word_set("when while as after before since because although though once until")
 _REPORTING = word_set(
     "say tell write report announce explain claim argue add note promise warn declare state admit "

@@ -44,12 +44,12 @@ def _theme(
     held_out: Collection[str],
 ) -> Fact:
     limit = settings.max_answer_characters
-    summary = " ".join(taught_sentences(report["summary"] or "", held_out))
+    summary = " ".join(taught_sentences([report["summary"] or ""], held_out))
     found = [
         sentence
         for finding in report["findings"] or ()
         for sentence in taught_sentences(
-            finding["explanation"] or finding["summary"] or "", held_out
+            [finding["explanation"] or finding["summary"] or ""], held_out
         )
         if sentence not in summary
     ]
@@ -86,7 +86,9 @@ def _memory(
     ranked = sorted(top, key=lambda row: (-(row["rank"] or 0.0), row["community"]))[:_MOST_THEMES]
     titles = "; ".join(row["title"] for row in ranked)
     opening = f"The main themes are: {titles}."
-    sentences = [next(iter(taught_sentences(row["summary"] or "", held_out)), "") for row in ranked]
+    sentences = [
+        next(iter(taught_sentences([row["summary"] or ""], held_out)), "") for row in ranked
+    ]
     text = up_to(" ".join(filter(None, [opening, *sentences])), settings.max_answer_characters)
     communities = [members[row["community"]] for row in ranked]
     units = tuple(dict.fromkeys(unit for c in communities for unit in c["text_unit_ids"]))

@@ -58,15 +58,18 @@ def coverage(
 
 
 def _why(line: Line, plain: str, untaught: Mapping[str, str], held_out: Mapping[str, str]) -> str:
-    if line.heading:
-        return HEADING
     if not plain.strip():
         return NO_WORDS
+    if line.heading:
+        return HEADING
     if _holding(held_out, plain):
         return HELD_OUT
     if line.text.rstrip().endswith("?"):
         return QUESTION
-    return LEFT_OUT if _holding(untaught, plain) else NO_ANSWER
+    if _holding(untaught, plain):
+        return LEFT_OUT
+    # A held-out fact that is asked for short answers only does not repeat its sentence.
+    return HELD_OUT if any(answer in plain for answer in held_out) else NO_ANSWER
 
 
 def _answers_by_document(pairs: pa.Table) -> defaultdict[str, dict[str, str]]:

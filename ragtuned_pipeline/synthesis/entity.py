@@ -33,7 +33,7 @@ def entity_facts(
             for alias in row["aliases"] or ()
             if len(alias) > 2 and names.owner(alias) == row["id"] and alias != title
         ]
-        sentences = taught_sentences(row["description"] or "", held_out)
+        sentences = taught_sentences([row["description"] or ""], held_out)
         if not sentences:
             stated = "held out" if (row["description"] or "").strip() else "no description"
         short = defining_sentence(sentences, called) if sentences else ""

@@ -10,7 +10,13 @@ from dataclasses import dataclass, replace
 from ragtuned_pipeline.settings import SynthesisSettings
 from ragtuned_pipeline.synthesis.facts import LOCAL, Fact, Links, is_held_out, normalised
 from ragtuned_pipeline.synthesis.forms import fact_fields
-from ragtuned_pipeline.synthesis.questions import GAP, SentenceFact, Statement, facts_of
+from ragtuned_pipeline.synthesis.questions import (
+    GAP,
+    SentenceFact,
+    Statement,
+    facts_of,
+    gives_away,
+)
 from ragtuned_pipeline.synthesis.sources import Line, Names, Source, spoken_date, weight
 
 _FACT_GENERATOR = "template:questions@1"
@@ -91,10 +97,12 @@ def _placed(one: _Stated) -> _Stated:
 
 
 def _fact(group: Sequence[_Stated], names: Names, settings: SynthesisSettings) -> Fact:
-    first = group[0]
+    sentences = tuple(dict.fromkeys(normalised(one.line.text) for one in group))
+    taught = [s for s in sentences if not _is_held_out(s, settings)]
+    # The answer is a sentence that tuning may see, where one of them is.
+    first = next((one for one in group if normalised(one.line.text) in taught), group[0])
     asked, line = first.fact, first.line
     fields = fact_fields(asked.direct, asked.indirect, asked.cloze, asked.keywords)
-    sentences = tuple(dict.fromkeys(normalised(one.line.text) for one in group))
     entities = tuple(dict.fromkeys(entity for one in group for entity in one.entities))
     long = _said(line, first.source)
     if asked.gold not in long:  # "my assistant", asked for as "Anna's assistant"
@@ -114,15 +122,18 @@ def _fact(group: Sequence[_Stated], names: Names, settings: SynthesisSettings) -
         generator=_FACT_GENERATOR,
         importance=weight(names, entities, asked.asks not in ("who", "what")),
         sentences=sentences,
-        drop=_fault(asked.gold),
-        held_out=all(
-            is_held_out(settings.seed, sentence, settings.held_out_fact_share)
-            for sentence in sentences
-        ),
+        drop=_fault(asked.direct, asked.gold),
+        held_out=not taught,
     )
 
 
-def _fault(gold: str) -> str | None:
+def _is_held_out(sentence: str, settings: SynthesisSettings) -> bool:
+    return is_held_out(settings.seed, sentence, settings.held_out_fact_share)
+
+
+def _fault(question: str, gold: str) -> str | None:
+    if gives_away(question, gold):
+        return "question holds its answer"  # by the name of the document in it
     if len(gold) > _LONGEST_GOLD:
         return "answer too long"
     if not re.search(r"\d|[^\W\d_]{2}", gold):

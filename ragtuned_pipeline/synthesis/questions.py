@@ -143,7 +143,7 @@ def facts_of(
             for the choice between "who" and "what"; unknown names are guessed by their words.
     """
     text = " ".join(statement.text.split())
-    if not 12 <= len(text) <= 500 or text.endswith(("?", ":")):
+    if not 12 <= len(text) <= 500 or text.endswith(("?", ":")) or GAP in text:
         return []
     if statement.speaker is None and not text.endswith((".", "!", '"', "”", ")")):
         return []  # a heading
@@ -155,14 +155,29 @@ def facts_of(
         if re.search(r"(?i)\b(?:i|we|my|our|me|us|you)\b", text):
             return []  # said by someone this sentence does not name
         text = text.strip('"“”')
-    tokens = _resolve_speaker(tokenise(text), statement.speaker)
+    tokens = _resolve_speaker(_with_known_name(tokenise(text), kinds), statement.speaker)
     made: list[SentenceFact] = []
     for clause in read_clauses(tokens):
         for fact in _clause_facts(clause, kinds):
             anchored = _anchored(fact, clause, statement)
             if anchored is not None:
                 made.append(anchored)
-    return [*made, *_apposition_facts(tokens, kinds)][:limit]
+    made += _apposition_facts(tokens, kinds)
+    return [fact for fact in made if not gives_away(fact.direct, fact.gold)][:limit]
+
+
+def gives_away(question: str, gold: str) -> bool:
+    """Say whether the question holds its own answer."""
+    return re.search(rf"(?i)(?<!\w){re.escape(gold)}(?!\w)", question) is not None
+
+
+def _with_known_name(tokens: list[Token], kinds: Mapping[str, str]) -> list[Token]:
+    """ "Mark Orrin", "Rose": a known name that a sentence starts with is no common noun."""
+    for end in range(min(5, len(tokens)), 0, -1):
+        if words(tuple(tokens[:end])) in kinds:
+            name = [replace(t, tag="NNP") if t.text[:1].isupper() else t for t in tokens[:end]]
+            return [*name, *tokens[end:]]
+    return tokens
 
 
 # ---- speakers -----------------------------------------------------------------------------------
@@ -310,29 +325,6 @@ def _clause_facts(clause: Clause, kinds: Mapping[str, str]) -> list[SentenceFact
     return [fact for _, fact in facts]
 
 
-def _existential_fact(clause: Clause) -> list[SentenceFact]:
-    """ "There were 31 letters in the box" answers "How many letters were there in the box?"."""
-    if not clause.verb.copula or not clause.rest or clause.rest[0].kind != "NP":
-        return []
-    counted, others = clause.rest[0].tokens, [p.tokens for p in clause.rest[1:]]
-    if counted[0].tag != "CD" or len(counted) == 1 or not others or is_time(counted):
-        return []
-    assert clause.verb.aux is not None
-    be, gold = clause.verb.aux.text.lower(), counted[0].text
-    thing, rest = words(counted[1:]), _join([words(tokens) for tokens in others])
-    return [
-        SentenceFact(
-            asks=f"how many {thing}",
-            gold=gold,
-            direct=f"How many {thing} {be} there {rest}?",
-            indirect=f"how many {thing} there {be} {rest}",
-            cloze=f"There {be} {GAP} {thing} {rest}.",
-            keywords=_keywords([counted[1:], *others]),
-            names=_names(others),
-        )
-    ]
-
-
 # Verbs whose past looks like their base form.
 _UNCHANGED = word_set(
     "put read let beat cut set hit shut cost hurt spread split burst cast bet shed quit"
@@ -462,12 +454,15 @@ def _ask_noun_phrase(
         return "when", gold, (), 1
     if number > 1 or (number == 1 and clause.rest[0].kind not in ("VP", "ADV", "NP")):
         return None
-    if number == 0 and len(clause.rest) > 1 and clause.rest[1].kind == "NP":
+    following = clause.rest[1] if number == 0 and len(clause.rest) > 1 else None
+    if following is not None and following.kind == "NP" and not is_time(following.tokens):
         return None  # the person to whom, in front of the object
     if inner[0].tag == "CD" and len(inner) > 1 and inner[1].tag in ("NNS", "JJ", "NNP", "NN"):
         counted = words(inner[1:])
         if inner[0].text[0] in "$£€":
             return "how much", inner[0].text, inner[1:], 1
+        if any(t.tag == "CD" for t in inner[1:]):
+            return "what", gold, (), 3  # "61 passengers and two goats"
         if inner[-1].tag == "NNS" or inner[-1].low in _MONEY:
             return f"how many {counted}", inner[0].text, (), 1
         return "what", gold, (), 3
@@ -476,7 +471,8 @@ def _ask_noun_phrase(
     if clause.verb.copula and not named and inner[0].tag not in ("DT", "PRP$"):
         return None
     if clause.verb.copula:
-        return _who(inner if named else clause.subject, kinds, "be"), gold, (), 3
+        is_name = all(t.tag == "NNP" for t in _stripped(inner))
+        return _who(inner if is_name else clause.subject, kinds, "be"), gold, (), 3
     main = base_form(clause.verb.main.text) if clause.verb.main else ""
     role = main if main in _HUMAN_OBJECT else "object"
     return _who(inner, kinds, role) if named else "what", gold, (), 2 if named else 3

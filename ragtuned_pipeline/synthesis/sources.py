@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -199,6 +199,3 @@ def weight(names: Names, entity_ids: Iterable[str], telling: bool) -> float:
     from math import log1p
 
     return round(sum(log1p(names.frequency[i]) for i in entity_ids) + (1.0 if telling else 0.0), 6)
-
-
-Fields = Mapping[str, str]

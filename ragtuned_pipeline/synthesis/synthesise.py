@@ -22,8 +22,6 @@ from ragtuned_pipeline.synthesis.stated import DocumentsOf
 from ragtuned_pipeline.synthesis.unanswerable import unanswerable_facts
 from ragtuned_pipeline.tables import SCHEMAS, Failure, failures_table
 
-_DROPPED_FORM = "direct-short-01"
-
 
 @dataclass(frozen=True)
 class Synthesis:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from ragtuned_pipeline.ids import seeded_int
 from ragtuned_pipeline.settings import SynthesisSettings
@@ -29,6 +30,7 @@ REFUSALS = (
 )
 _GENERATOR = "template:unanswerable@1"
 _HELD_OUT_SHARE = 0.25  # of the absent names, asked in evaluation only
+_MOST_LOOK_ALIKES = 6  # of one name
 _CONSONANTS, _VOWELS = "bdfgklmnprstv", "aeiou"
 
 
@@ -53,27 +55,36 @@ def unanswerable_facts(
     models.sort(key=lambda fact: (seeded_int(settings.seed, "unanswerable", fact.id), fact.id))
     lowered = corpus_text.casefold()
     made: dict[str, Fact] = {}
-    for fact in models:
+    used: set[str] = set()
+    # A name gets its second look-alike where every name has had its first.
+    for fact, turn in ((fact, turn) for turn in range(_MOST_LOOK_ALIKES) for fact in models):
         if len(made) >= wanted:
             break
+        if fact.id in used:
+            continue
         for entity in fact.links.entities:
             name = names.titles[entity]
-            absent = absent_name(name, names, lowered, settings.seed)
+            absent = absent_name(name, names, lowered, settings.seed, turn)
             if absent is None or absent in made:
                 continue
             about = _asked_about(fact, name, absent, names.kinds[name], len(made) % 3 == 2)
             if about is not None:
                 made[absent] = _refused(about, absent, settings.seed)
+                used.add(fact.id)
                 break
     return list(made.values())
 
 
-def absent_name(name: str, names: Names, lowered_corpus: str, seed: int) -> str | None:
-    """Return a name like `name` that stands nowhere in the corpus, or None."""
-    for candidate in _look_alikes(name, names, seed):
-        if candidate.casefold() not in lowered_corpus and candidate not in names.all:
-            return candidate
-    return None
+def absent_name(
+    name: str, names: Names, lowered_corpus: str, seed: int, turn: int = 0
+) -> str | None:
+    """Return the name like `name`, number `turn`, that stands nowhere in the corpus, or None."""
+    absent = (
+        candidate
+        for candidate in dict.fromkeys(_look_alikes(name, names, seed))
+        if candidate.casefold() not in lowered_corpus and candidate not in names.all
+    )
+    return next(islice(absent, turn, None), None)
 
 
 def _look_alikes(name: str, names: Names, seed: int) -> Iterator[str]:
