@@ -41,7 +41,7 @@ def shuffled_control(
 ) -> Control:
     """Return the control's training rows and queries, both in the tables' usual schemas.
 
-    `settings.control_share` of the trained facts are drawn, kind by kind, with all their rows; each
+    About `settings.control_facts` of the trained facts are drawn, kind by kind, with all rows; each
     takes the answers of another fact of its kind and style. No row's answer holds its own fact's
     gold: a fact for which no such partner is left (a kind of one fact, one answer shared by more
     than half) is not in the control. The tables are empty where no fact can be shuffled.
@@ -83,10 +83,11 @@ def _partners(
     kinds: dict[str, list[str]] = defaultdict(list)
     for fact, rows in by_fact.items():
         kinds[rows[0]["kind"]].append(fact)
+    share = min(1.0, settings.control_facts / max(1, len(by_fact)))
     given: dict[str, str] = {}
     for facts in kinds.values():
         drawn = sorted(facts, key=lambda fact: (seeded_int(settings.seed, "control", fact), fact))
-        drawn = drawn[: max(2, round(settings.control_share * len(facts)))]
+        drawn = drawn[: max(2, round(share * len(facts)))]
         # With equal golds side by side, a turn by the longest run of them moves every fact out of
         # its own run, if any arrangement can.
         runs: dict[str, list[str]] = defaultdict(list)

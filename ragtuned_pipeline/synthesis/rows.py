@@ -65,7 +65,7 @@ def select_training_rows(
 
     Every passage is shown in one wording, so that each sentence of the corpus stands in an answer.
     The rest of the budget goes to facts in all their wordings, in order of importance within a
-    kind; where not all facts fit, each is given `settings.min_wordings` instead, so that more do.
+    kind; where not all facts fit in all of them, each is given fewer, down to `settings.min_wordings`.
     A fact in one wording is stored and cannot be asked for (Allen-Zhu & Li, 2309.14316): hence
     fewer facts rather than fewer wordings than that.
 
@@ -110,6 +110,11 @@ def select_training_rows(
         "wordings left out by the time budget": facts.wordings_left_out,
     }
     chosen = np.concatenate([shown, facts.rows])
+    if not len(chosen):
+        raise NothingToTrain(
+            f"the setting tuning.time_budget_minutes = {settings.time_budget_minutes:g} holds "
+            f"{budget:,} tokens for {epochs} epochs, too few for any fact; raise it"
+        )
     order = np.random.default_rng(settings.seed).permutation(len(chosen))
     rows = _rows(pairs, tokens, np.sort(chosen)[order])
     return TrainingSelection(rows, epochs, budget, {k: v for k, v in left_out.items() if v})
@@ -131,11 +136,10 @@ def _chosen_facts(
 ) -> _Chosen:
     """Choose among the rows `candidates` for `budget` tokens: whole facts, kinds in fair turns."""
     turn = _turn_in_fact(pairs)[candidates]
-    if int(tokens[candidates].sum()) > budget:
-        fewer = turn < settings.min_wordings
-    else:
-        fewer = np.ones(len(candidates), dtype=bool)
-    rows = candidates[fewer]
+    # As many wordings as all facts can have; where not even the least fit, facts are left out.
+    spent = np.cumsum(np.bincount(turn, weights=tokens[candidates]))
+    wordings = max(settings.min_wordings, int((spent <= budget).sum()))
+    rows = candidates[turn < wordings]
     fact = _codes(pairs["fact_id"])[rows]
     # Rows of a fact stand together and facts by importance, so a fact's place is its first row's.
     places, first, inverse = np.unique(fact, return_index=True, return_inverse=True)
@@ -151,8 +155,8 @@ def _chosen_facts(
     order = np.lexsort((first, finish))
     taken = order[np.cumsum(cost[order]) <= budget]
     chosen = rows[np.isin(inverse, taken)]
-    wordings = np.isin(_codes(pairs["fact_id"])[candidates], places[taken]).sum() - len(chosen)
-    return _Chosen(chosen, len(places) - len(taken), int(wordings))
+    unused = np.isin(_codes(pairs["fact_id"])[candidates], places[taken]).sum() - len(chosen)
+    return _Chosen(chosen, len(places) - len(taken), int(unused))
 
 
 def _turn_in_fact(pairs: pa.Table) -> np.ndarray:

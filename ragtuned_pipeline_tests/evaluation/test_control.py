@@ -10,9 +10,9 @@ from ragtuned_pipeline.tables import check_schema, table
 from ragtuned_pipeline_tests.evaluation import world
 
 
-def control(pairs: pa.Table, share: float = 1.0) -> tuple[pa.Table, Control]:
+def control(pairs: pa.Table, most: int = 100) -> tuple[pa.Table, Control]:
     rows = world.training_rows(pairs)
-    made = shuffled_control(rows, pairs, world.count_words, world.settings(control_share=share))
+    made = shuffled_control(rows, pairs, world.count_words, world.settings(control_facts=most))
     return rows, made
 
 
@@ -35,8 +35,8 @@ def test_the_control_keeps_questions_and_exchanges_answers() -> None:
     assert made.queries.num_rows == 10
 
 
-def test_a_share_of_the_facts_is_drawn() -> None:
-    _, made = control(world.qa_pairs(), share=0.4)
+def test_at_most_so_many_facts_are_drawn() -> None:
+    _, made = control(world.qa_pairs(), most=2)
     assert len(set(made.training_rows.column("fact_id").to_pylist())) == 2
 
 

@@ -131,11 +131,26 @@ def test_a_fact_is_trained_whole_or_not_at_all() -> None:
     assert selection.left_out == {FACTS: 6, WORDINGS: 4 * 2}
 
 
-def test_where_not_all_fits_every_fact_gets_its_first_wordings() -> None:
+def test_where_not_all_fits_every_fact_gets_as_many_first_wordings_as_all_can_have() -> None:
     pairs = pairs_of(*(fact(f"f{number}") for number in range(4)))
-    selection = select(pairs, 2 * 100, epochs=2, min_wordings=5)
-    assert ids(selection) == {f"f{fact}-{wording}" for fact in range(4) for wording in range(5)}
-    assert selection.left_out == {WORDINGS: 12}
+    for least in (1, 5, 6):
+        selection = select(pairs, 2 * 100, epochs=2, min_wordings=least)
+        assert ids(selection) == {f"f{fact}-{wording}" for fact in range(4) for wording in range(6)}
+        assert selection.left_out == {WORDINGS: 8}
+
+
+def test_fewer_facts_rather_than_fewer_wordings_than_the_least() -> None:
+    pairs = pairs_of(*(fact(f"f{number}") for number in range(4)))
+    selection = select(pairs, 2 * 100, epochs=2, min_wordings=7)
+    assert facts_in(selection) == {"f0": 7, "f1": 7, "f2": 7}
+    assert selection.left_out == {FACTS: 1, WORDINGS: 3}
+
+
+def test_a_budget_for_no_fact_at_all_is_refused() -> None:
+    with pytest.raises(
+        NothingToTrain, match=r"tuning\.time_budget_minutes .* too few for any fact"
+    ):
+        select(pairs_of(fact("a")), 3)
 
 
 def test_more_budget_means_no_fact_less() -> None:
@@ -269,7 +284,11 @@ def test_any_table_fits_its_budget_and_every_row_is_accounted_for(
         with pytest.raises(NothingToTrain):
             select(pairs_of(*facts), budget, **changes)
         return
-    selection = select(pairs_of(*facts), budget, **changes)
+    try:
+        selection = select(pairs_of(*facts), budget, **changes)
+    except NothingToTrain:
+        assert budget < epochs * 9 * 40  # no fact has more than 9 wordings of 40 tokens
+        return
     left = Counter(selection.left_out)
     chosen = selection.training_rows["id"].to_pylist()
 
@@ -287,7 +306,7 @@ def test_any_table_fits_its_budget_and_every_row_is_accounted_for(
     assert all(trained[r["fact_id"]] <= 1 for r in passages)
     sizes = Counter(r["fact_id"] for r in others)
     for name, size in sizes.items():
-        assert trained[name] in (0, size, min(size, min_wordings))
+        assert trained[name] == 0 or trained[name] >= min(size, min_wordings)
         first = {f"{name}-{wording}" for wording in range(trained[name])}
         assert first == {r for r in chosen if r.rpartition("-")[0] == name}
     assert left[LONG] == len(rows) - len(fitting)
