@@ -65,7 +65,7 @@ def select_training_rows(
 
     Every passage is shown in one wording, so that each sentence of the corpus stands in an answer.
     The rest of the budget goes to facts in all their wordings, in order of importance within a
-    kind; where not all facts fit in all of them, each is given fewer, down to `settings.min_wordings`.
+    kind; where not all fit so, each is given fewer wordings, down to `settings.min_wordings`.
     A fact in one wording is stored and cannot be asked for (Allen-Zhu & Li, 2309.14316): hence
     fewer facts rather than fewer wordings than that.
 

@@ -6,6 +6,8 @@ names counters it (2405.05904, 2502.14502).
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -53,7 +55,7 @@ def unanswerable_facts(
         and "source" not in fact.asked
     ]
     models.sort(key=lambda fact: (seeded_int(settings.seed, "unanswerable", fact.id), fact.id))
-    lowered = corpus_text.casefold()
+    absent_names = AbsentNames(names, corpus_text, settings.seed)
     made: dict[str, Fact] = {}
     used: set[str] = set()
     # A name gets its second look-alike where every name has had its first.
@@ -64,7 +66,7 @@ def unanswerable_facts(
             continue
         for entity in fact.links.entities:
             name = names.titles[entity]
-            absent = absent_name(name, names, lowered, settings.seed, turn)
+            absent = absent_names.like(name, turn)
             if absent is None or absent in made:
                 continue
             about = _asked_about(fact, name, absent, names.kinds[name], len(made) % 3 == 2)
@@ -75,34 +77,54 @@ def unanswerable_facts(
     return list(made.values())
 
 
-def absent_name(
-    name: str, names: Names, lowered_corpus: str, seed: int, turn: int = 0
-) -> str | None:
-    """Return the name like `name`, number `turn`, that stands nowhere in the corpus, or None."""
-    absent = (
-        candidate
-        for candidate in dict.fromkeys(_look_alikes(name, names, seed))
-        if candidate.casefold() not in lowered_corpus and candidate not in names.all
-    )
-    return next(islice(absent, turn, None), None)
+class AbsentNames:
+    """Names that look like those of the corpus and stand nowhere in it."""
 
+    def __init__(self, names: Names, corpus_text: str, seed: int) -> None:
+        self._names = names
+        self._seed = seed
+        self._text = corpus_text.casefold()
+        # What holds no space stands in the text where it stands in one of these.
+        self._words = "\n".join(sorted(set(self._text.split())))
+        self._known: dict[str, list[str]] = {}
+        self._peers: dict[str, list[str]] = defaultdict(list)  # by type
+        for title in sorted(names.titles.values()):
+            if " " in title:
+                self._peers[names.kinds[title]].append(title)
 
-def _look_alikes(name: str, names: Names, seed: int) -> Iterator[str]:
-    """A known first part with another known last part, then one letter changed."""
-    parts, kind = name.split(), names.kinds[name]
-    draw = seeded_int(seed, "look-alike", name)
-    if len(parts) > 1:
-        peers = [
-            other.split()
-            for other in sorted(names.titles.values())
-            if other != name and names.kinds[other] == kind and " " in other
-        ]
-        for step in range(min(8, len(peers))):
-            other = peers[(draw + step * 7919) % len(peers)]
-            yield " ".join([*parts[:-1], other[-1]])
-            yield " ".join([other[0], *parts[1:]])
-    for step in range(6):
-        yield _one_letter_changed(name, draw + step)
+    def like(self, name: str, turn: int) -> str | None:
+        """Return the name like `name`, number `turn`, that stands nowhere in the corpus."""
+        if name not in self._known:
+            candidates = dict.fromkeys(self._look_alikes(name))
+            absent = (one for one in candidates if not self._stands(one))
+            self._known[name] = list(islice(absent, _MOST_LOOK_ALIKES))
+        known = self._known[name]
+        return known[turn] if turn < len(known) else None
+
+    def _stands(self, name: str) -> bool:
+        folded = name.casefold()
+        if name in self._names.all:
+            return True
+        parts = folded.split()
+        return all(part in self._words for part in parts) and (
+            len(parts) == 1 or folded in self._text
+        )
+
+    def _look_alikes(self, name: str) -> Iterator[str]:
+        """A known first part with another known last part, then one letter changed."""
+        parts = name.split()
+        draw = seeded_int(self._seed, "look-alike", name)
+        if len(parts) > 1:
+            peers = self._peers[self._names.kinds[name]]
+            own = bisect_left(peers, name)
+            alike = bisect_right(peers, name) - own  # not peers of itself
+            for step in range(min(8, len(peers) - alike)):
+                place = (draw + step * 7919) % (len(peers) - alike)
+                other = peers[place if place < own else place + alike].split()
+                yield " ".join([*parts[:-1], other[-1]])
+                yield " ".join([other[0], *parts[1:]])
+        for step in range(6):
+            yield _one_letter_changed(name, draw + step)
 
 
 def _one_letter_changed(name: str, draw: int) -> str:

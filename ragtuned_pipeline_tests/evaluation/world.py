@@ -224,7 +224,8 @@ def evaluation() -> tuple[pa.Table, pa.Table, pa.Table]:
 def scored(**changes: Any) -> dict[str, Any]:
     """The scorecard of `evaluation`, with other arguments where `changes` has them."""
     pairs, queries, given = evaluation()
-    control = shuffled_control(training_rows(pairs), pairs, count_words, settings(control_facts=100))
+    every = settings(control_facts=100)
+    control = shuffled_control(training_rows(pairs), pairs, count_words, every)
     wrong = ["Ivo Pell"] * control.queries.num_rows
     arguments: dict[str, Any] = {
         "corpus": "harrow",
