@@ -188,7 +188,7 @@ def _run_and_show(place: Home, corpus: str, group: str | None, as_json: bool) ->
         print(json.dumps(entry, ensure_ascii=False))
     else:
         show_results(entry)
-    if entry["promotion_refused"]:
+    if group is None and entry["promotion_refused"]:
         _fail(f"the new adapter was not promoted: {entry['promotion_refused']}")
 
 

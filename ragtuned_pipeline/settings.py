@@ -1,8 +1,8 @@
 """One typed settings object. Sources, later ones win: profile, settings.toml in the home,
 environment variables RAGTUNED_<SECTION>__<NAME>, explicit overrides.
 
-Every default below is either GraphRAG's (named where it is) or measured by this project
-(docs/log.md); none is claimed to be the paper's, which published no values.
+A default's source is named beside it; those without one are this project's choice, and what was
+measured for them is in docs/log.md. None is claimed to be the paper's, which published no values.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _merge(into: dict[str, Any], source: Mapping[str, Any]) -> None:
     for key, value in source.items():
-        if isinstance(value, Mapping):
-            _merge(into.setdefault(key, {}), value)
+        if isinstance(value, Mapping) and isinstance(into.setdefault(key, {}), dict):
+            _merge(into[key], value)
         else:
             into[key] = value

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypedDict
 
+from ragtuned_pipeline.settings import EMBEDDED_MODEL
+
 
 class Message(TypedDict):
     """One turn of a conversation, as chat templates and chat APIs spell it."""
@@ -33,6 +35,18 @@ class ChatEngine(Protocol):
     def generate(
         self, conversations: Sequence[Sequence[Message]], max_tokens: int
     ) -> list[Reply]: ...
+
+
+# The same words to every system that is told anything, so that no system wins or loses by length.
+ANSWER_LENGTH = "Answer directly and in full, in no more words than that takes."
+
+
+def system_message(base_model: str) -> str | None:
+    """Return what stands before every question, in tuning and in evaluation alike.
+
+    The embedded base model knows questions and answers only; told more, it answers worse.
+    """
+    return None if base_model == EMBEDDED_MODEL else ANSWER_LENGTH
 
 
 def chat(question: str, system: str | None = None) -> list[Message]:

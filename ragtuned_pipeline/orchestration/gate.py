@@ -16,6 +16,10 @@ def gate(scorecard: Mapping[str, Any], checks: ChecksSettings) -> str:
     passes.
     """
     systems = scorecard["systems"]
+    for system in ("tuned", "base"):
+        if system not in systems:
+            reason = scorecard["skipped"].get(system, "it has no answers")
+            return f"the adapter cannot be judged without the system {system!r}: {reason}"
     scores = [
         systems.get(system, {}).get("held_out_wording", {}).get("contains")
         for system in ("tuned", "base")

@@ -7,7 +7,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dagster import DagsterEvent, EventLogEntry
 
 _INSTANCE_FILE = "dagster.yaml"
+_COMMAND_LINE = {"ragtuned/started_by": "command line"}  # tags of the runs of this module
+_UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
 
 
 class RunFailed(RuntimeError):
@@ -72,6 +74,7 @@ def run_assets(
     prepare_environment(home)
     with _alone(home, corpus), dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions(corpora.name or "", [corpus])
+        end_dead_runs(home, instance, corpus)
         run_id = str(uuid.uuid4())
         job = defs.resolve_job_def("build_memory")
         instance.add_event_listener(run_id, lambda entry: _tell(entry, on_event))
@@ -82,12 +85,30 @@ def run_assets(
             run_id=run_id,
             partition_key=corpus,
             asset_selection=keys,
+            tags=_COMMAND_LINE,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )
         if not result.success:
             raise RunFailed(_reason(result.all_events))
     return run_id
+
+
+def end_dead_runs(home: Home, instance: dg.DagsterInstance, corpus: str) -> None:
+    """Mark command-line runs whose process was killed as failed, and free their pool slots.
+
+    A killed process cannot give its slot of the pool back, and whoever waits for it would wait for
+    ever. Such a run is dead where its corpus's lock is free, or held by the caller (`corpus`).
+    """
+    unfinished = instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED, tags=_COMMAND_LINE))
+    for run in unfinished:
+        owner = run.tags["dagster/partition"]
+        try:
+            with nullcontext() if owner == corpus else _alone(home, owner):
+                instance.report_run_failed(run, "the process of this run was killed")
+                instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        except RunFailed:
+            continue  # its process lives and holds the lock
 
 
 def _asset_keys(defs: dg.Definitions, group: str | None) -> list[dg.AssetKey]:

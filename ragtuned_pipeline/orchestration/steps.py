@@ -20,12 +20,15 @@ from ragtuned_pipeline.orchestration.io import (
     with_fingerprint,
 )
 from ragtuned_pipeline.orchestration.partitions import corpora
+from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tables import SCHEMAS, check_schema, content_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pydantic import BaseModel
+
+    from ragtuned_pipeline.settings import TuningSettings
 
 OWNER = "team:memory"
 ROOT = ragtuned_pipeline.__path__[0]
@@ -61,6 +64,21 @@ def settings_key(*sections: BaseModel | Mapping[str, Any]) -> str:
     """Return the settings a step reads as canonical JSON, for its fingerprint."""
     plain = [s if isinstance(s, dict) else s.model_dump(mode="json") for s in sections]  # type: ignore[union-attr]
     return json.dumps(plain, sort_keys=True)
+
+
+def base_model_key(tuning: TuningSettings) -> dict[str, str]:
+    """Return the base model's identity for `settings_key`: other weights under the same name are
+    another model.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    from ragtuned_pipeline.inference.base_models import identity
+
+    try:
+        return {"base_model": identity(tuning.base_model)}
+    except SettingsError as error:
+        raise UserError(str(error)) from error
 
 
 def table_assets(

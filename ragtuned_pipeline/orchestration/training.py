@@ -16,7 +16,12 @@ from upath import UPath
 
 from ragtuned_pipeline.orchestration.home import Home, write_text
 from ragtuned_pipeline.orchestration.io import fingerprint, write_parquet
-from ragtuned_pipeline.orchestration.steps import UserError, code_version, settings_key
+from ragtuned_pipeline.orchestration.steps import (
+    UserError,
+    base_model_key,
+    code_version,
+    settings_key,
+)
 from ragtuned_pipeline.settings import TuningSettings
 from ragtuned_pipeline.tables import content_hash
 from ragtuned_pipeline.tuning.trainer import KEEP_FREED_MEMORY
@@ -72,17 +77,12 @@ def train_adapter(
     Raises:
         UserError: the trainer refused (no GPU, no base model, no rows); its reason is the message.
     """
-    from ragtuned_pipeline.settings import SettingsError
     from ragtuned_pipeline.tuning import adapter_store
-    from ragtuned_pipeline.tuning.base_models import identity
 
     corpus = context.partition_key
-    try:
-        base = identity(settings.base_model)
-    except SettingsError as error:
-        raise UserError(str(error)) from error
+    base = base_model_key(settings)["base_model"]
     key = fingerprint(
-        code_version("tuning/sft.py"),
+        code_version("tuning/sft.py", "tuning/base_models.py"),
         settings_key(settings),
         {
             "rows": content_hash(rows),

@@ -168,6 +168,8 @@ def facts_of(
 
 def gives_away(question: str, gold: str) -> bool:
     """Say whether the question holds its own answer."""
+    if gold.casefold() not in question.casefold():
+        return False
     return re.search(rf"(?i)(?<!\w){re.escape(gold)}(?!\w)", question) is not None
 
 

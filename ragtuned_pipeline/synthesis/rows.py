@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ragtuned_pipeline.inference.engine import system_message
 from ragtuned_pipeline.settings import TuningSettings
 from ragtuned_pipeline.synthesis.facts import (
     COMMUNITY,
@@ -77,7 +78,8 @@ def select_training_rows(
     """
     pairs = qa_pairs.filter(pc.field("kept") & (pc.field("split") == "train"))
     questions, answers = pairs["question"].to_pylist(), pairs["answer"].to_pylist()
-    tokens = count_tokens([(None, q, a) for q, a in zip(questions, answers, strict=True)])
+    told = system_message(settings.base_model)
+    tokens = count_tokens([(told, q, a) for q, a in zip(questions, answers, strict=True)])
     fits = tokens <= settings.max_tokens
     left_out = {"rows longer than tuning.max_tokens": int((~fits).sum())}
     pairs, tokens = pairs.filter(pa.array(fits)), tokens[fits]
@@ -116,7 +118,7 @@ def select_training_rows(
             f"{budget:,} tokens for {epochs} epochs, too few for any fact; raise it"
         )
     order = np.random.default_rng(settings.seed).permutation(len(chosen))
-    rows = _rows(pairs, tokens, np.sort(chosen)[order])
+    rows = _rows(pairs, tokens, np.sort(chosen)[order], told)
     return TrainingSelection(rows, epochs, budget, {k: v for k, v in left_out.items() if v})
 
 
@@ -176,13 +178,13 @@ def _codes(column: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(column.combine_chunks().dictionary_encode().indices)
 
 
-def _rows(pairs: pa.Table, tokens: np.ndarray, places: np.ndarray) -> pa.Table:
+def _rows(pairs: pa.Table, tokens: np.ndarray, places: np.ndarray, told: str | None) -> pa.Table:
     taken = pairs.take(pa.array(places))
     columns = {
         "id": taken["id"],
         "fact_id": taken["fact_id"],
         "kind": taken["kind"],
-        "system": pa.nulls(len(places), pa.string()),
+        "system": pa.array([told] * len(places), pa.string()),
         "prompt": taken["question"],
         "completion": taken["answer"],
         "n_tokens": pa.array(tokens[places], pa.int64()),

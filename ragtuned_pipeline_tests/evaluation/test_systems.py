@@ -9,7 +9,7 @@ from ragtuned_pipeline.evaluation.queries import build_queries
 from ragtuned_pipeline.evaluation.systems import SYSTEMS, Answered, Setup, SkippedSystem, answer_all
 from ragtuned_pipeline.evaluation.systems import long_context as long
 from ragtuned_pipeline.evaluation.systems import vanilla_rag as rag
-from ragtuned_pipeline.evaluation.systems.interface import ANSWER_LENGTH
+from ragtuned_pipeline.inference.engine import ANSWER_LENGTH
 from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tables import check_schema, table
 from ragtuned_pipeline_tests.evaluation import world

@@ -9,12 +9,9 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from ragtuned_pipeline.inference.engine import ChatEngine, Message, chat
+from ragtuned_pipeline.inference.engine import ChatEngine, Message, chat, system_message
 from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 from ragtuned_pipeline.settings import EMBEDDED_MODEL, EvaluationSettings
-
-# The same words to every system that is told anything, so that no system wins or loses by length.
-ANSWER_LENGTH = "Answer directly and in full, in no more words than that takes."
 
 EngineLoader = Callable[[str, Path | None, int], ChatEngine]
 
@@ -28,7 +25,6 @@ class Setup:
         settings: lengths and retrieval numbers, the same for all.
         base_model: the setting tuning.base_model.
         adapter: the tuned adapter's folder.
-        system_message: what the training rows say before a question, None where they say nothing.
         load_engine: (base model, adapter or None, batch size) to an engine; tests give a small one.
     """
 
@@ -36,20 +32,16 @@ class Setup:
     settings: EvaluationSettings
     base_model: str
     adapter: Path | None
-    system_message: str | None = None
     load_engine: EngineLoader = TransformersEngine
 
     @property
     def follows_instructions(self) -> bool:
-        """The embedded base model knows questions and answers only; told more, it answers worse."""
+        """Whether the base model can read a text or an instruction; the embedded one cannot."""
         return self.base_model != EMBEDDED_MODEL
 
     def conversation(self, question: str) -> list[Message]:
         """The question as every generating system is asked it."""
-        if not self.follows_instructions:
-            return chat(question, self.system_message)
-        told = f"{self.system_message} {ANSWER_LENGTH}" if self.system_message else ANSWER_LENGTH
-        return chat(question, told)
+        return chat(question, system_message(self.base_model))
 
 
 @dataclass(frozen=True)

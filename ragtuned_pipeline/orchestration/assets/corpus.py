@@ -12,6 +12,7 @@ from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.steps import (
     OWNER,
     UserError,
+    base_model_key,
     failures_check,
     reference_check,
     run_step,
@@ -82,7 +83,7 @@ def read_corpus(context: dg.AssetExecutionContext, home: HomeResource) -> Iterat
         context,
         home.store,
         ["documents", "base_text_units", "documents_failures"],
-        settings_key(settings.corpus, {"tokenizer": settings.tuning.base_model}),
+        settings_key(settings.corpus, base_model_key(settings.tuning)),
         {"read": content_hash(read), "failed": content_hash(failed)},
         compute,
         checks,

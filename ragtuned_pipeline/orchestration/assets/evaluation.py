@@ -18,6 +18,7 @@ from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.steps import (
     OWNER,
     UserError,
+    base_model_key,
     code_version,
     partitioned_check,
     reference_check,
@@ -40,7 +41,7 @@ from ragtuned_pipeline.tables import failures_table
         "queries_failures": "Gold questions that could not be used, each with its reason.",
     },
     group="evaluation",
-    rooms=["evaluation/queries.py"],
+    rooms=["evaluation/queries.py", "evaluation/metrics.py"],
     inputs=["qa_pairs", "training_rows", "new_wording_queries", "documents"],
     checks={"queries": ["no_dangling_ids"]},
 )
@@ -127,7 +128,7 @@ def _answers_asset(system: str) -> dg.AssetsDefinition:
             context,
             home.store,
             [f"answers_{system}"],
-            settings_key(settings.evaluation, {"base_model": settings.tuning.base_model}),
+            settings_key(settings.evaluation, base_model_key(settings.tuning)),
             {
                 "queries": queries,
                 "documents": documents,
@@ -171,7 +172,7 @@ def control(
         context,
         home.store,
         ["control_rows", "control_queries"],
-        settings_key(settings.evaluation, {"base_model": settings.tuning.base_model}),
+        settings_key(settings.evaluation, base_model_key(settings.tuning)),
         {"training_rows": training_rows, "qa_pairs": qa_pairs},
         compute,
     )
@@ -180,7 +181,7 @@ def control(
 @dg.asset(
     group_name="evaluation",
     partitions_def=corpora,
-    code_version=code_version("tuning/sft.py"),
+    code_version=code_version("tuning/sft.py", "tuning/base_models.py"),
     owners=[OWNER],
     kinds={"pytorch", "huggingface"},
     pool="accelerator",
@@ -244,7 +245,7 @@ def control_answers(
         context,
         home.store,
         ["answers_control"],
-        settings_key(settings.evaluation, {"base_model": settings.tuning.base_model}),
+        settings_key(settings.evaluation, base_model_key(settings.tuning)),
         {"control_queries": control_queries, "adapter": training.adapter if training else ""},
         compute,
     )

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.steps import (
     UserError,
+    base_model_key,
     failures_check,
     reference_check,
     run_step,
@@ -158,7 +159,7 @@ def rows(
         context,
         home.store,
         ["training_rows", "training_plan"],
-        settings_key(settings.tuning),
+        settings_key(settings.tuning, base_model_key(settings.tuning)),
         {"qa_pairs": qa_pairs},
         compute,
         checks,

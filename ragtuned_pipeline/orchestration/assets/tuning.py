@@ -6,6 +6,7 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ragtuned_pipeline.inference.engine import system_message
 from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.steps import OWNER, code_version
@@ -15,7 +16,7 @@ from ragtuned_pipeline.orchestration.training import train_adapter, training_met
 @dg.asset(
     group_name="tuning",
     partitions_def=corpora,
-    code_version=code_version("tuning/sft.py"),
+    code_version=code_version("tuning/sft.py", "tuning/base_models.py"),
     owners=[OWNER],
     kinds={"pytorch", "huggingface"},
     pool="accelerator",
@@ -47,7 +48,7 @@ def lora_adapter(
         pipes,
         "tuned",
         training_rows.select(["system", "prompt", "completion"]),
-        as_rows(other_wordings),
+        as_rows(other_wordings, system_message(tuning.base_model)),
         tuning,
     )
     return dg.MaterializeResult(
@@ -56,11 +57,11 @@ def lora_adapter(
     )
 
 
-def as_rows(pairs: pa.Table) -> pa.Table:
-    """Pairs as the trainer reads rows."""
+def as_rows(pairs: pa.Table, told: str | None) -> pa.Table:
+    """Pairs as the trainer reads rows, each after the system message `told`."""
     return pa.table(
         {
-            "system": pa.nulls(pairs.num_rows, pa.string()),
+            "system": pa.array([told] * pairs.num_rows, pa.string()),
             "prompt": pairs["question"],
             "completion": pairs["answer"],
         }
