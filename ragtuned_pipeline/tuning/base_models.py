@@ -34,6 +34,8 @@ __all__ = [
     "row_counter",
 ]
 
+_COUNTED_AT_ONCE = 1024  # rows
+
 ChatRow = tuple[str | None, str, str]  # system (null where there is none), prompt, completion
 
 
@@ -56,12 +58,11 @@ def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow]) -> 
     """
     prompts, whole = [], []
     for system, prompt, completion in rows:
-        messages: list[Any] = [*chat(prompt, system)]
-        answered = [*messages, {"role": "assistant", "content": completion}]
+        asked: list[Any] = [*chat(prompt, system)]
         prompts.append(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
         )
-        whole.append(tokenizer.apply_chat_template(answered, tokenize=False))
+        whole.append(_answered(tokenizer, system, prompt, completion))
     if not rows:
         return []
     prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
@@ -82,11 +83,23 @@ def row_counter(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[ChatRo
     """Return a function that gives each row's length in tokens, chat template included (int64)."""
 
     def count(rows: Sequence[ChatRow]) -> np.ndarray:
-        return np.array(
-            [len(row.input_ids) for row in encode_rows(tokenizer, rows)], dtype=np.int64
-        )
+        lengths = np.empty(len(rows), dtype=np.int64)
+        # In parts: the tokens of all rows at once would take gigabytes for a large corpus.
+        for start in range(0, len(rows), _COUNTED_AT_ONCE):
+            part = [_answered(tokenizer, *row) for row in rows[start : start + _COUNTED_AT_ONCE]]
+            tokens = tokenizer(part, add_special_tokens=False)["input_ids"]
+            lengths[start : start + len(part)] = [len(ids) for ids in tokens]
+        return lengths
 
     return count
+
+
+def _answered(
+    tokenizer: PreTrainedTokenizerBase, system: str | None, prompt: str, completion: str
+) -> str:
+    """Return a whole row as the chat template writes it."""
+    messages: list[Any] = [*chat(prompt, system), {"role": "assistant", "content": completion}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False))
 
 
 def refuse_missing_gpu(settings: TuningSettings) -> None:

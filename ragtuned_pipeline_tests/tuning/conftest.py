@@ -65,7 +65,7 @@ def job_file(folder: Path, training_rows: Path, settings: TuningSettings) -> Pat
 
 @pytest.fixture(scope="session")
 def settings() -> TuningSettings:
-    return TuningSettings(epochs=10, checkpoint_steps=10)
+    return TuningSettings(epochs=10, batch_size=16, checkpoint_steps=10)
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
-    settings = TuningSettings(epochs=12, checkpoint_steps=10)
+    settings = TuningSettings(epochs=12, batch_size=16, checkpoint_steps=10)
     given = write_rows(rows(FRAMES), tmp_path / "rows.parquet")
     return job_file(tmp_path, given, settings)
 
