@@ -44,6 +44,8 @@ def store(adapter: Path, adapters: Path, corpus: str, base_model: str) -> str:
     config = json.loads((adapter / _CONFIG).read_text(encoding="utf-8"))
     # A local path would tie the adapter to this machine.
     config["base_model_name_or_path"] = _public_name(base_model)
+    if isinstance(config.get("target_modules"), list):  # PEFT writes a set, in any order
+        config["target_modules"].sort()
     config_text = json.dumps(config, indent=2, sort_keys=True)
     base_text = json.dumps(
         {"base_model": _public_name(base_model), "identity": identity(base_model)}

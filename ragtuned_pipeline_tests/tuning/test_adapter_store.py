@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,22 @@ from safetensors.numpy import save_file
 from ragtuned_pipeline.tuning.adapter_store import AdapterError, current, find, promote, store
 
 
-def adapter(folder: Path, value: float = 1.0) -> Path:
+def adapter(folder: Path, value: float = 1.0, modules: Sequence[str] = ("q", "v")) -> Path:
     folder.mkdir(parents=True)
     save_file({"a": np.full(4, value, np.float32)}, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 2, "base_model_name_or_path": str(folder / "elsewhere")}
+    config: dict[str, object] = {
+        "peft_type": "LORA",
+        "r": 2,
+        "base_model_name_or_path": str(folder / "elsewhere"),
+    }
+    config["target_modules"] = list(modules)
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
 
 def test_equal_weights_have_equal_names_wherever_they_were_made(tmp_path: Path) -> None:
     one = store(adapter(tmp_path / "a"), tmp_path / "home1", "news", "embedded")
-    two = store(adapter(tmp_path / "b"), tmp_path / "home2", "news", "embedded")
+    two = store(adapter(tmp_path / "b", modules=("v", "q")), tmp_path / "home2", "news", "embedded")
     other = store(adapter(tmp_path / "c", 2.0), tmp_path / "home1", "news", "embedded")
     assert one == two != other
     stored = tmp_path / "home1" / "news" / one
