@@ -58,17 +58,17 @@ class SynthesisSettings(_Section):
 class TuningSettings(_Section):
     base_model: str = EMBEDDED_MODEL  # "embedded", a Hugging Face id, or a local folder
     rank: int = Field(64, ge=1)
-    alpha: int = Field(64, ge=1)
-    learning_rate: float = Field(3e-3, gt=0)
+    alpha: int = Field(128, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
     batch_size: int = Field(8, ge=1)
-    epochs: int = Field(8, ge=1)
+    epochs: int = Field(6, ge=1)
     max_tokens: int = Field(512, ge=32)  # of one training row
     # The rows are chosen to fit this time at the assumed speed, so that the choice is the same
     # on every machine; the real time is reported beside it.
     time_budget_minutes: float = Field(15, gt=0)
     assumed_tokens_per_second: float = Field(5000, gt=0)
     # Wordings of a fact where the budget does not hold all facts in all their wordings.
-    min_wordings: int = Field(6, ge=1)
+    min_wordings: int = Field(8, ge=1)
     packing: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
