@@ -89,7 +89,7 @@ class EvaluationSettings(_Section):
 
     questions_per_set: int = Field(200, ge=1)
     max_answer_tokens: int = Field(160, ge=8)
-    control_facts: int = Field(100, ge=2)  # at most, of the trained facts, in the shuffled control
+    control_facts: int = Field(40, ge=2)  # at most, of the trained facts, in the shuffled control
     batch_size: int = Field(64, ge=1)
     vanilla_rag_chunk_characters: int = 1000  # the paper's code
     vanilla_rag_overlap_characters: int = 100  # the paper's code
