@@ -165,11 +165,11 @@ SCHEMAS: dict[str, pa.Schema] = {
         prompt=_S,
         completion=_S,
         n_tokens=_I,  # of the whole row, chat template included
+        epochs=_I,  # in how many epochs, from the first on, the row is seen
     ),
     # One row: how the training rows were chosen.
     "training_plan": _schema(
-        epochs=_I,
-        tokens_an_epoch=_I,
+        tokens=_I,  # seen in all epochs together
         token_budget=_I,  # for all epochs, from the time budget and the assumed speed
         left_out=pa.map_(_S, _I),  # reason -> rows or facts that are not trained
     ),

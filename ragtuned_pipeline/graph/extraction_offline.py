@@ -306,12 +306,19 @@ def _entities(
 
 
 def _description(thing: int, told: Sequence[int], read: _Read, most: int) -> str:
-    """Return the sentences that say most about a thing, in time order; header lines if no other.
+    """Return the sentences that say most about a thing, in time order.
+
+    Header lines and lines without a verb (bylines) only if there is no other.
 
     A sentence says more the more other things it names, if the thing is its subject and named,
     and if it gives a number or date; a question or a few words say less.
     """
-    stated = [number for number in told if not read.lines[number].head] or told
+    stated = [
+        number
+        for number in told
+        if not read.lines[number].head
+        and any(tag[:2] in {"VB", "MD"} for tag in read.tokens[number].tags)
+    ] or told
     first: dict[str, int] = {}
     for number in stated:
         first.setdefault(read.lines[number].text, number)
@@ -325,7 +332,12 @@ def _description(thing: int, told: Sequence[int], read: _Read, most: int) -> str
         return -score, number
 
     chosen = sorted(sorted(first.values(), key=order)[:most])
-    return " ".join(read.lines[number].text for number in chosen)
+    return " ".join(_ended(read.lines[number].text) for number in chosen)
+
+
+def _ended(text: str) -> str:
+    """Return a line that does not end as a sentence with a full stop."""
+    return text if text.rstrip("\"'”’)*_ ").endswith((".", "!", "?", "…")) else f"{text}."
 
 
 def _relationships(
@@ -346,7 +358,7 @@ def _relationships(
                 "human_readable_id": number,
                 "source": titles[source],
                 "target": titles[target],
-                "description": " ".join(sentences),
+                "description": " ".join(map(_ended, sentences)),
                 "weight": float(len(stated)),
                 "combined_degree": degrees[source] + degrees[target],
                 "text_unit_ids": units.ids(line_units[line] for line, _ in stated),

@@ -13,6 +13,15 @@ _NEAR, _FAR = 5, 25  # tokens between two things
 _REPORTING = w.word_set("said says told tells thinks think argued added recalled")
 _SUBORDINATE = w.word_set("while when after before because although but so if until")
 
+# Verbs that say all with a subject and an object, so that they can be turned round.
+_COMPLETE = w.word_set(
+    "abandon adopt appoint arrest attack beat bite build buy challenge choose commission compose "
+    "cook conduct create defeat design direct discover dismiss dissolve divorce edit elect employ "
+    "establish found hire illustrate inherit invent invite kill lead marry meet mend nominate own "
+    "paint photograph praise produce promote publish rescue repair replace restore review sail "
+    "save sell sink steal succeed sue teach translate visit win write"
+)
+
 
 class Place(NamedTuple):
     """A thing's place in a sentence: tokens first to last (exclusive), by name or by pronoun."""
@@ -62,7 +71,15 @@ def _linked(tokens: Tokens, left: Place, right: Place, first: bool, between: int
 
 
 def _inverse(tokens: Tokens, left: Place, right: Place) -> str | None:
-    """Return the phrase from right to left where the words between are one plain verb phrase."""
+    """Return the phrase from right to left where the words between are one plain verb phrase.
+
+    Only for verbs that need nothing after their object, between two things that are named: what it
+    says is taught, and "She was handed by him" or "The town was kept by her" would be wrong.
+    """
+    if not (left.named and right.named):
+        return None
+    if left.first and tokens.tags[left.first - 1] in {"IN", "TO"}:
+        return None  # "118 employees of the cannery founded ...": the cannery did not
     words = [word.lower() for word in tokens.words[left.last : right.first]]
     tags = tokens.tags[left.last : right.first]
     while words and (tags[-1] in {"DT", "PRP$"} or words[-1].rstrip(".") in w.HONORIFICS):
@@ -71,19 +88,8 @@ def _inverse(tokens: Tokens, left: Place, right: Place) -> str | None:
     while words and tags[0] == "RB":
         words.pop(0)
         tags = tags[1:]
-    if (
-        len(words) == 1
-        and tags[0] in {"VBD", "VBN"}
-        and w.lemma(words[0]) not in {"be", "have", "do"}
-    ):
+    if len(words) == 1 and tags[0] in {"VBD", "VBN"} and w.lemma(words[0]) in _COMPLETE:
         return f"was {w.participle(words[0])} by"
-    if len(words) == 1 and tags[0] == "VBZ" and w.lemma(words[0]) not in {"be", "have", "do"}:
-        return f"is {w.participle(_past(words[0]))} by"
     if len(words) == 3 and words[0] in {"was", "were"} and words[2] == "by":
         return words[1] if tags[1] in {"VBN", "VBD"} else None
     return None
-
-
-def _past(present: str) -> str:
-    base = w.lemma(present)
-    return base + "d" if base.endswith("e") else base + "ed"

@@ -17,7 +17,7 @@ QUESTION = "states nothing: a question"
 NO_WORDS = "states nothing: no words"
 HEADING = "a heading, which names the document in the questions"
 HELD_OUT = "held out of tuning, for evaluation"
-LEFT_OUT = "left out by the time budget"
+LEFT_OUT = "left out: by the time budget, or longer than a training row"
 NO_ANSWER = "no pair's answer holds it"
 
 

@@ -23,10 +23,7 @@ from ragtuned_pipeline.tables import SCHEMAS
 
 CountTokens = Callable[[Sequence[tuple[str | None, str, str]]], np.ndarray]
 
-MIN_EPOCHS = 2
-# Of an epoch's tokens, what passages may take before the number of epochs is lowered, and before
-# passages are left out.
-_PASSAGE_SHARE = 0.5
+_PASSAGE_SHARE = 0.5  # of the budget, at most, before passages are left out
 # How the kinds share the tokens that passages leave; what one does not need goes to the others.
 # Refusals are 5-10 % of the rows in the literature (2405.05904, 2502.14502). A small model needs
 # more: with 8 % of the tokens it declined 39 % of what it could not know (docs/log.md).
@@ -49,13 +46,12 @@ class TrainingSelection:
 
     Attributes:
         training_rows: the table, in the order of a seeded shuffle.
-        epochs: at most the setting tuning.epochs.
-        token_budget: for all epochs, prompts included.
+        tokens: seen in all epochs together, prompts included; within `token_budget`.
         left_out: reason -> count; the reason says of what.
     """
 
     training_rows: pa.Table
-    epochs: int
+    tokens: int
     token_budget: int
     left_out: dict[str, int]
 
@@ -65,7 +61,8 @@ def select_training_rows(
 ) -> TrainingSelection:
     """Return the rows to train on.
 
-    Every passage is shown in one wording, so that each sentence of the corpus stands in an answer.
+    Every passage is shown in one wording, so that each sentence of the corpus stands in an answer,
+    in the first `settings.passage_epochs`; half of the budget at most.
     The rest of the budget goes to facts in all their wordings, in order of importance within a
     kind; where not all fit so, each is given fewer wordings, down to `settings.min_wordings`.
     A fact in one wording is stored and cannot be asked for (Allen-Zhu & Li, 2309.14316): hence
@@ -96,16 +93,12 @@ def select_training_rows(
     budget = int(settings.time_budget_minutes * 60 * settings.assumed_tokens_per_second)
     passage = np.array(pc.equal(pairs["generator"], PASSAGE_GENERATOR))
     first = np.flatnonzero(passage & (_turn_in_fact(pairs) == 0))
-    needed = int(tokens[first].sum())
     epochs = settings.epochs
-    while epochs > MIN_EPOCHS and needed > _PASSAGE_SHARE * budget / epochs:
-        epochs -= 1
-    an_epoch = budget // epochs
-    within = np.cumsum(tokens[first]) <= max(_PASSAGE_SHARE * an_epoch, an_epoch - needed)
+    passage_epochs = min(settings.passage_epochs, epochs)
+    within = np.cumsum(tokens[first]) * passage_epochs <= _PASSAGE_SHARE * budget
     shown = first[within]
-    facts = _chosen_facts(
-        pairs, tokens, np.flatnonzero(~passage), an_epoch - int(tokens[shown].sum()), settings
-    )
+    for_facts = (budget - int(tokens[shown].sum()) * passage_epochs) // epochs
+    facts = _chosen_facts(pairs, tokens, np.flatnonzero(~passage), for_facts, settings)
     left_out |= {
         "passages left out by the time budget": int((~within).sum()),
         "further wordings of passages, which are shown once": int(passage.sum()) - len(first),
@@ -119,8 +112,11 @@ def select_training_rows(
             f"{budget:,} tokens for {epochs} epochs, too few for any fact; raise it"
         )
     order = np.random.default_rng(settings.seed).permutation(len(chosen))
-    rows = _rows(pairs, tokens, np.sort(chosen)[order], told)
-    return TrainingSelection(rows, epochs, budget, {k: v for k, v in left_out.items() if v})
+    places = np.sort(chosen)[order]
+    seen = np.where(passage[places], passage_epochs, epochs)
+    rows = _rows(pairs, tokens, places, seen, told)
+    spent = int((tokens[places] * seen).sum())
+    return TrainingSelection(rows, spent, budget, {k: v for k, v in left_out.items() if v})
 
 
 @dataclass(frozen=True)
@@ -179,7 +175,9 @@ def _codes(column: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(column.combine_chunks().dictionary_encode().indices)
 
 
-def _rows(pairs: pa.Table, tokens: np.ndarray, places: np.ndarray, told: str | None) -> pa.Table:
+def _rows(
+    pairs: pa.Table, tokens: np.ndarray, places: np.ndarray, seen: np.ndarray, told: str | None
+) -> pa.Table:
     taken = pairs.take(pa.array(places))
     columns = {
         "id": taken["id"],
@@ -189,5 +187,6 @@ def _rows(pairs: pa.Table, tokens: np.ndarray, places: np.ndarray, told: str | N
         "prompt": taken["question"],
         "completion": taken["answer"],
         "n_tokens": pa.array(tokens[places], pa.int64()),
+        "epochs": pa.array(seen, pa.int64()),
     }
     return pa.table(columns, schema=SCHEMAS["training_rows"])

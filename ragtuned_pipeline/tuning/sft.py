@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +82,10 @@ def train(
     """Train an adapter in `output`/adapter, resuming the run that was interrupted there, if any.
 
     Args:
-        training_rows: Parquet with the columns system, prompt and completion.
-        held_out: the same columns, other wordings of trained facts; their loss is reported.
+        training_rows: Parquet with the columns system, prompt, completion and epochs (in how many
+            of the epochs, from the first on, the row is seen).
+        held_out: system, prompt and completion of other wordings of trained facts; their loss is
+            reported.
         settings: base model, LoRA and optimizer settings.
         output: the run's own folder: checkpoints, the adapter and result.json.
         progress: called with {"event": "start" | "step" | "held_out", ...}.
@@ -111,7 +114,8 @@ def _train(
 
     tokenizer = load_tokenizer(settings.base_model)
     given = encode_rows(tokenizer, _read(training_rows))
-    rows = [row for row in given if len(row.input_ids) <= settings.max_tokens]
+    fits = [len(row.input_ids) <= settings.max_tokens for row in given]
+    rows = list(compress(given, fits))
     overlong = len(given) - len(rows)
     if not rows:
         raise SettingsError(
@@ -119,8 +123,9 @@ def _train(
             f"{overlong} of them longer than the setting tuning.max_tokens ({settings.max_tokens})"
         )
     watched = _sample(encode_rows(tokenizer, _read(held_out)) if held_out else [], settings)
-    plan = _Plan.of(rows, settings)
-    _forget_other_runs(output, given, settings)
+    seen = list(compress(_epochs_of(training_rows, settings), fits))
+    plan = _Plan.of(rows, seen, settings)
+    _forget_other_runs(output, given, plan, settings)
     checkpoint: str | None = get_last_checkpoint(str(output))  # type: ignore[no-untyped-call]
     progress({"event": "rows", "rows": len(rows), "overlong": overlong, "tokens": plan.tokens})
     set_seed(settings.seed)  # before the adapter is made: its first weights are drawn
@@ -128,7 +133,7 @@ def _train(
     trainer = _trainer_class()(
         model=load_model(settings.base_model, settings.dtype),
         args=_arguments(settings, output, evaluate=bool(watched)),
-        train_dataset=_dataset(rows) if settings.packing else _dataset(rows).select(plan.order),
+        train_dataset=_training_set(rows, plan, settings),
         eval_dataset={"held_out": _dataset(watched)} if watched else None,
         processing_class=tokenizer,
         peft_config=LoraConfig(
@@ -179,6 +184,12 @@ def _read(file: Path) -> list[ChatRow]:
     return list(zip(columns["system"], columns["prompt"], columns["completion"], strict=True))
 
 
+def _epochs_of(file: Path, settings: TuningSettings) -> list[int]:
+    """Return for each row in how many epochs, counted from the first, it is seen."""
+    column = pq.read_table(file, columns=["epochs"])["epochs"].to_pylist()
+    return [min(given, settings.epochs) for given in column]
+
+
 def _sample(rows: Sequence[TokenRow], settings: TuningSettings) -> list[TokenRow]:
     """At most _HELD_OUT_ROWS of the rows that fit, evenly spread."""
     fitting = [row for row in rows if len(row.input_ids) <= settings.max_tokens]
@@ -188,26 +199,27 @@ def _sample(rows: Sequence[TokenRow], settings: TuningSettings) -> list[TokenRow
 
 @dataclass(frozen=True)
 class _Plan:
-    """The order in which rows are seen, and how many tokens that is.
+    """The rows of each epoch in the order in which they are seen, and how many tokens all are.
 
-    Without packing the order of all epochs is fixed beforehand and read front to back: a resumed
-    run goes on at exactly the next row, and rows of like length share a batch, so that little of
-    it is padding.
+    It is fixed beforehand and read front to back: a resumed run goes on at exactly the next row.
+    Rows of like length share a batch, so that little of it is padding.
     """
 
-    order: list[int]  # row numbers, all epochs one after the other
+    epochs: list[list[int]]  # row numbers
     tokens: int
 
     @classmethod
-    def of(cls, rows: Sequence[TokenRow], settings: TuningSettings) -> _Plan:
+    def of(cls, rows: Sequence[TokenRow], seen: Sequence[int], settings: TuningSettings) -> _Plan:
+        """Plan for `rows`, of which row i is seen in the first seen[i] epochs."""
         lengths = np.array([len(row.input_ids) for row in rows])
+        last = np.array(seen)
         draw = np.random.default_rng(settings.seed)
-        order: list[int] = []
-        for _ in range(settings.epochs):
-            shuffled = draw.permutation(len(rows))
+        epochs: list[list[int]] = []
+        for epoch in range(settings.epochs):
+            shuffled = draw.permutation(np.flatnonzero(last > epoch))
             batches: list[np.ndarray] = []
             group = settings.batch_size * _LENGTH_GROUP_BATCHES
-            for start in range(0, len(rows), group):
+            for start in range(0, len(shuffled), group):
                 part = shuffled[start : start + group]
                 part = part[np.argsort(-lengths[part], kind="stable")]
                 batches += np.split(
@@ -217,8 +229,28 @@ class _Plan:
             full = [b for b in batches if len(b) == settings.batch_size]
             short = [b for b in batches if len(b) < settings.batch_size]
             mixed = [full[i] for i in draw.permutation(len(full))] + short
-            order += np.concatenate(mixed).tolist()
-        return cls(order, int(lengths.sum()) * settings.epochs)
+            epochs.append(np.concatenate(mixed).tolist() if mixed else [])
+        return cls(epochs, int((lengths * last).sum()))
+
+
+def _training_set(rows: Sequence[TokenRow], plan: _Plan, settings: TuningSettings) -> Dataset:
+    """Return what the trainer reads front to back: rows, or with packing sequences of rows.
+
+    Each epoch is packed by itself, so that no sequence holds a row twice.
+    """
+    from datasets import concatenate_datasets
+    from trl.data_utils import pack_dataset
+
+    every = _dataset(rows)
+    if not settings.packing:
+        return every.select([row for epoch in plan.epochs for row in epoch])
+    packed = [
+        # Best fit leaves the fullest sequences first; the order is drawn anew.
+        pack_dataset(every.select(epoch), settings.max_tokens).shuffle(seed=settings.seed + turn)
+        for turn, epoch in enumerate(plan.epochs)
+        if epoch
+    ]
+    return concatenate_datasets(packed)
 
 
 def _dataset(rows: Sequence[TokenRow]) -> Dataset:
@@ -246,13 +278,14 @@ def _arguments(settings: TuningSettings, output: Path, evaluate: bool) -> SFTCon
         per_device_train_batch_size=1 if settings.packing else settings.batch_size,
         gradient_accumulation_steps=settings.batch_size if settings.packing else 1,
         per_device_eval_batch_size=settings.batch_size,
-        num_train_epochs=settings.epochs if settings.packing else 1,  # see _Plan
-        train_sampling_strategy="random" if settings.packing else "sequential",
+        num_train_epochs=1,  # the training set holds all epochs in their order, see _Plan
+        train_sampling_strategy="sequential",
+        dataset_kwargs={"skip_prepare_dataset": True},
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
         weight_decay=0.0,
         max_length=settings.max_tokens,
-        packing=settings.packing,
+        packing=settings.packing,  # here: that sequences are read as packed ones
         eval_packing=False,
         use_cpu=not cuda,
         bf16=settings.dtype == "bfloat16" if cuda else _bf16_is_fast(),
@@ -374,10 +407,14 @@ def _curve(history: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
     return [(int(line["step"]), round(float(line[key]), 5)) for line in history if key in line]
 
 
-def _forget_other_runs(output: Path, rows: Sequence[TokenRow], settings: TuningSettings) -> None:
+def _forget_other_runs(
+    output: Path, rows: Sequence[TokenRow], plan: _Plan, settings: TuningSettings
+) -> None:
     """Remove what a run with other rows or settings left here, and checkpoints a kill has torn."""
     digest = hashlib.blake2b(settings.model_dump_json().encode(), digest_size=16)
     digest.update(identity(settings.base_model).encode())
+    for epoch in plan.epochs:
+        digest.update(np.array([len(epoch), *epoch], dtype=np.int64).tobytes())
     for row in rows:
         digest.update(np.array([row.prompt_tokens, *row.input_ids], dtype=np.int32).tobytes())
     note = output / "run"

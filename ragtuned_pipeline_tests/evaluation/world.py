@@ -119,6 +119,7 @@ def training_rows(pairs: pa.Table) -> pa.Table:
                 "prompt": row["question"],
                 "completion": row["answer"] if row["style"] == "long" else row["gold"],
                 "n_tokens": 20,
+                "epochs": 1,
             }
             for row in pairs.to_pylist()
             if row["split"] == "train"

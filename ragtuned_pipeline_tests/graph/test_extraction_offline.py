@@ -69,11 +69,11 @@ def test_golden_relationships() -> None:
             None,
             [bought],
         ),
-        (trust, "Rurik Pell", 1.0, "was thanked by", ["Yesterday the BHT thanked Pell."]),
+        (trust, "Rurik Pell", 1.0, None, ["Yesterday the BHT thanked Pell."]),
         ("Grey Plover", "Saltwick", 1.0, None, [sailed]),
         ("Harrow Bakery", "Tom Aldane", 1.0, None, [sold]),
         ("Ilse Corran", "Saltwick", 1.0, None, ["Corran lives in Saltwick."]),
-        ("Mirela Voss", "Harrow Bakery", 2.0, "was opened by", [opened, sold]),
+        ("Mirela Voss", "Harrow Bakery", 2.0, None, [opened, sold]),
         ("Mirela Voss", "Tom Aldane", 1.0, None, [sold]),
         ("Rurik Pell", "Grey Plover", 1.0, "was sailed by", [sailed]),
         ("Rurik Pell", "Saltwick", 1.0, None, [sailed]),
@@ -163,7 +163,7 @@ def test_speakers_are_persons_and_i_is_the_speaker() -> None:
 
 
 def test_reversed_pairs_are_both_kept() -> None:
-    graph = graph_of({"a.txt": "Tom Aldane hired Ines Kroll. Ines Kroll thanked Tom Aldane."})
+    graph = graph_of({"a.txt": "Tom Aldane hired Ines Kroll. Ines Kroll sued Tom Aldane."})
     assert pairs(graph) == {("Ines Kroll", "Tom Aldane"): 1.0, ("Tom Aldane", "Ines Kroll"): 1.0}
     inverse = dict(
         zip(
@@ -172,7 +172,32 @@ def test_reversed_pairs_are_both_kept() -> None:
             strict=True,
         )
     )
-    assert inverse == {"Ines Kroll": "was thanked by", "Tom Aldane": "was hired by"}
+    assert inverse == {"Ines Kroll": "was sued by", "Tom Aldane": "was hired by"}
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Tom Aldane handed Ines Kroll the keys.",  # she was not handed
+        "Forty clerks of Aldane Mills founded the Kroll Society.",  # the mill did not
+        "Tom Aldane wins the Kroll Cup.",
+    ],
+)
+def test_what_would_be_false_or_broken_backwards_has_no_inverse(sentence: str) -> None:
+    graph = graph_of({"a.txt": f"{sentence} Tom Aldane met Ines Kroll at the Kroll Cup."})
+    inverse = graph.relationships["inverse"].to_pylist()
+    assert [phrase for phrase in inverse if phrase != "was met by"] == [None] * (len(inverse) - 1)
+
+
+def test_a_description_has_no_bylines_and_ends_its_headlines() -> None:
+    graph = graph_of(
+        {
+            "a.md": "# Tom Aldane opens a mill\n\nBy Tom Aldane, 3 May 2031\n\n"
+            "Tom Aldane hired Ines Kroll."
+        }
+    )
+    told = dict(zip(titles(graph), graph.entities["description"].to_pylist(), strict=True))
+    assert told["Tom Aldane"] == "Tom Aldane opens a mill. Tom Aldane hired Ines Kroll."
 
 
 def test_a_sentence_in_the_overlap_belongs_to_two_text_units() -> None:

@@ -39,6 +39,7 @@ def rows_for(pairs: pa.Table, keep: Any = None) -> pa.Table:
                 "system": None,
                 "prompt": row["question"],
                 "completion": row["answer"],
+                "epochs": 1,
                 "n_tokens": 10,
             }
             for row in chosen.to_pylist()

@@ -16,7 +16,6 @@ from ragtuned_pipeline.settings import TuningSettings
 from ragtuned_pipeline.synthesis.facts import KINDS, LOCAL
 from ragtuned_pipeline.synthesis.local import PASSAGE_GENERATOR
 from ragtuned_pipeline.synthesis.rows import (
-    MIN_EPOCHS,
     NothingToTrain,
     TrainingSelection,
     select_training_rows,
@@ -94,13 +93,18 @@ def tokens_of(selection: TrainingSelection) -> int:
     return sum(selection.training_rows["n_tokens"].to_pylist())
 
 
+def seen_tokens(selection: TrainingSelection) -> int:
+    rows = selection.training_rows.select(["n_tokens", "epochs"]).to_pylist()
+    return sum(row["n_tokens"] * row["epochs"] for row in rows)
+
+
 def test_with_room_for_all_every_pair_of_training_is_a_row() -> None:
     pairs = pairs_of(fact("a"), fact("b", 3, "global_entity"))
     selection = select(pairs, 10_000, epochs=4)
     check_schema("training_rows", selection.training_rows)
     assert ids(selection) == set(pairs["id"].to_pylist())
     assert selection.left_out == {}
-    assert (selection.epochs, selection.token_budget) == (4, 10_000)
+    assert (selection.tokens, selection.token_budget) == (4 * tokens_of(selection), 10_000)
     by_id = {row["id"]: row for row in pairs.to_pylist()}
     for row in selection.training_rows.to_pylist():
         pair = by_id[row["id"]]
@@ -189,18 +193,20 @@ def test_a_passage_is_shown_in_one_wording() -> None:
     assert selection.left_out == {FURTHER: 7 + 2}
 
 
-def test_passages_lower_the_epochs_before_they_are_left_out() -> None:
-    pairs = pairs_of(*(passage(f"p{n}", 1, 20) for n in range(10)), fact("a", 2))
-    plenty = select(pairs, 4 * 400, epochs=4)
-    assert (plenty.epochs, facts_in(plenty)["p9"]) == (4, 1)
-    tighter = select(pairs, 3 * 400, epochs=4)
-    assert tighter.epochs == 3
-    assert set(facts_in(tighter)) == {*(f"p{n}" for n in range(10)), "a"}
-    tight = select(pairs, MIN_EPOCHS * 120, epochs=4)
-    assert tight.epochs == MIN_EPOCHS
-    assert tight.left_out[PASSAGES] >= 1
+def test_passages_are_seen_in_the_first_epochs_and_take_half_of_the_budget_at_most() -> None:
+    pairs = pairs_of(*(passage(f"p{n}", 1, 20) for n in range(10)), fact("a", 2, tokens=5))
+    plenty = select(pairs, 10_000, epochs=4, passage_epochs=2)
+    seen = plenty.training_rows.select(["fact_id", "epochs"]).to_pylist()
+    assert {row["fact_id"]: row["epochs"] for row in seen} == {
+        **{f"p{n}": 2 for n in range(10)},
+        "a": 4,
+    }
+    assert plenty.tokens == seen_tokens(plenty) == 2 * 10 * 20 + 4 * 2 * 5
+    tight = select(pairs, 200, epochs=4, passage_epochs=1)
+    assert tight.left_out == {PASSAGES: 5}
     assert facts_in(tight)["a"] == 2
-    assert tokens_of(tight) <= 120
+    few = select(pairs, 10_000, epochs=1, passage_epochs=3)
+    assert set(few.training_rows["epochs"].to_pylist()) == {1}
 
 
 def test_rows_that_are_too_long_are_counted_and_not_trained() -> None:
@@ -241,7 +247,7 @@ def test_a_real_corpus_keeps_to_its_budget() -> None:
     pairs = harbour().synthesise().qa_pairs
     for budget in (20_000, 60_000, 200_000, 2_000_000):
         selection = select(pairs, budget)
-        assert tokens_of(selection) * selection.epochs <= budget
+        assert seen_tokens(selection) == selection.tokens <= budget
         assert selection.training_rows.num_rows > 0
 
 
@@ -293,8 +299,7 @@ def test_any_table_fits_its_budget_and_every_row_is_accounted_for(
     chosen = selection.training_rows["id"].to_pylist()
 
     assert selection.token_budget == pytest.approx(budget, abs=1)
-    assert 1 <= selection.epochs <= epochs
-    assert tokens_of(selection) * selection.epochs <= selection.token_budget
+    assert seen_tokens(selection) == selection.tokens <= selection.token_budget
     assert len(set(chosen)) == len(chosen)
     assert set(chosen) <= {r["id"] for r in fitting}
 

@@ -44,10 +44,14 @@ def rows(frames: list[str]) -> list[ChatRow]:
     ]
 
 
+ALL_EPOCHS = 1000
+
+
 def write_rows(given: list[ChatRow], file: Path) -> Path:
     columns = zip(*given, strict=True) if given else [[], [], []]
     arrays = [pa.array(list(column), pa.string()) for column in columns]
-    pq.write_table(pa.table(arrays, names=["system", "prompt", "completion"]), file)
+    arrays.append(pa.array([ALL_EPOCHS] * len(given), pa.int64()))
+    pq.write_table(pa.table(arrays, names=["system", "prompt", "completion", "epochs"]), file)
     return file
 
 

@@ -109,3 +109,30 @@ def test_packed_training_learns_too(settings: TuningSettings, tmp_path: Path) ->
     result = train(given, None, packed, tmp_path / "run", lambda _line: None)
     assert result.losses[-1][1] < result.losses[0][1]
     assert result.rows == 64
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_row_is_seen_in_its_epochs_and_once_in_each(
+    settings: TuningSettings, packing: bool
+) -> None:
+    from ragtuned_pipeline.tuning.base_models import TokenRow
+    from ragtuned_pipeline.tuning.sft import _Plan, _training_set
+
+    rows = [TokenRow([number, *range(2, 2 + number % 7)], 1) for number in range(100, 140)]
+    seen = [1 if number % 4 == 0 else 3 for number in range(100, 140)]
+    three = settings.model_copy(
+        update={"epochs": 3, "batch_size": 8, "packing": packing, "max_tokens": 32}
+    )
+    plan = _Plan.of(rows, seen, three)
+    data = _training_set(rows, plan, three)
+    read = [token for ids in data["input_ids"] for token in ids if token >= 100]
+    assert read[:40] != sorted(read[:40])
+    assert sorted(read[:40]) == list(range(100, 140))
+    later = [number for number in range(100, 140) if number % 4]
+    assert sorted(read[40:70]) == sorted(read[70:]) == later
+    assert plan.tokens == sum(map(len, data["input_ids"]))
+    if packing:
+        assert [sum(lengths) for lengths in data["seq_lengths"]] == list(
+            map(len, data["input_ids"])
+        )
+        assert max(map(len, data["input_ids"])) <= 32

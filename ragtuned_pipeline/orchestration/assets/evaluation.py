@@ -191,7 +191,6 @@ def control_adapter(
     home: HomeResource,
     pipes: dg.PipesSubprocessClient,
     control_rows: pa.Table,
-    training_plan: pa.Table,
 ) -> dg.MaterializeResult[Any]:
     """An adapter tuned on the shuffled rows: it can score only by what is not knowledge."""
     corpus = context.partition_key
@@ -205,11 +204,9 @@ def control_adapter(
         home.home,
         pipes,
         "control",
-        control_rows.select(["system", "prompt", "completion"]),
+        control_rows.select(["system", "prompt", "completion", "epochs"]),
         None,
-        home.home.settings(corpus).tuning.model_copy(
-            update={"epochs": training_plan["epochs"][0].as_py()}
-        ),
+        home.home.settings(corpus).tuning,
     )
     return dg.MaterializeResult(
         data_version=dg.DataVersion(training.adapter),

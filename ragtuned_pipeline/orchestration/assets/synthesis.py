@@ -116,7 +116,7 @@ def pairs(
 @table_assets(
     outputs={
         "training_rows": "The pairs that fit the time budget, as prompt and completion.",
-        "training_plan": "How many epochs, how many tokens, and what the budget left out.",
+        "training_plan": "How many tokens are seen, and what the budget left out.",
     },
     group="synthesis",
     rooms=["synthesis/rows.py"],
@@ -139,8 +139,7 @@ def rows(
             raise UserError(str(error)) from error
         rows = selection.training_rows
         plan = {
-            "epochs": selection.epochs,
-            "tokens_an_epoch": pc.sum(rows["n_tokens"]).as_py() or 0,
+            "tokens": selection.tokens,
             "token_budget": selection.token_budget,
             "left_out": selection.left_out,
         }

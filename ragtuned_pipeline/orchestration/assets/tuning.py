@@ -26,7 +26,6 @@ def lora_adapter(
     home: HomeResource,
     pipes: dg.PipesSubprocessClient,
     training_rows: pa.Table,
-    training_plan: pa.Table,
     qa_pairs: pa.Table,
 ) -> dg.MaterializeResult[Any]:
     """A LoRA adapter of the base model, tuned on the training rows by TRL's SFTTrainer."""
@@ -34,7 +33,6 @@ def lora_adapter(
 
     corpus = context.partition_key
     tuning = home.home.settings(corpus).tuning
-    tuning = tuning.model_copy(update={"epochs": training_plan["epochs"][0].as_py()})
     trained = trained_facts(training_rows)
     other_wordings = qa_pairs.filter(
         pc.and_(
@@ -47,7 +45,7 @@ def lora_adapter(
         home.home,
         pipes,
         "tuned",
-        training_rows.select(["system", "prompt", "completion"]),
+        training_rows.select(["system", "prompt", "completion", "epochs"]),
         as_rows(other_wordings, system_message(tuning.base_model)),
         tuning,
     )
