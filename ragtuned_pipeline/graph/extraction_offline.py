@@ -308,7 +308,7 @@ def _entities(
 def _description(thing: int, told: Sequence[int], read: _Read, most: int) -> str:
     """Return the sentences that say most about a thing, in time order.
 
-    Header lines and lines without a verb (bylines) only if there is no other.
+    Header lines and bylines only if there is no other.
 
     A sentence says more the more other things it names, if the thing is its subject and named,
     and if it gives a number or date; a question or a few words say less.
@@ -317,7 +317,10 @@ def _description(thing: int, told: Sequence[int], read: _Read, most: int) -> str
         number
         for number in told
         if not read.lines[number].head
-        and any(tag[:2] in {"VB", "MD"} for tag in read.tokens[number].tags)
+        and (
+            _is_ended(read.lines[number].text)
+            or any(tag[:2] in {"VB", "MD"} for tag in read.tokens[number].tags)
+        )
     ] or told
     first: dict[str, int] = {}
     for number in stated:
@@ -337,7 +340,11 @@ def _description(thing: int, told: Sequence[int], read: _Read, most: int) -> str
 
 def _ended(text: str) -> str:
     """Return a line that does not end as a sentence with a full stop."""
-    return text if text.rstrip("\"'”’)*_ ").endswith((".", "!", "?", "…")) else f"{text}."
+    return text if _is_ended(text) else f"{text}."
+
+
+def _is_ended(text: str) -> bool:
+    return text.rstrip("\"'”’)*_ ").endswith((".", "!", "?", "…"))
 
 
 def _relationships(

@@ -229,13 +229,15 @@ def test_a_pair_stated_from_both_sides_is_asked_as_one() -> None:
 
 
 def test_the_inverse_is_told_from_the_other_side() -> None:
-    made = small(["Mirela Voss opened the Harrow Bakery in May."]).synthesise(held_out_fact_share=0)
+    made = small(["Mirela Voss founded the Harrow Bakery in May."]).synthesise(
+        held_out_fact_share=0
+    )
     short = {
         row["answer"] for row in rows_of(made, kind="global_relationship", style="short", kept=True)
     }
     assert short == {
-        "Mirela Voss opened the Harrow Bakery in May.",
-        "Harrow Bakery was opened by Mirela Voss.",
+        "Mirela Voss founded the Harrow Bakery in May.",
+        "Harrow Bakery was founded by Mirela Voss.",
     }
 
 
@@ -364,12 +366,12 @@ def test_a_held_out_line_without_its_full_stop_is_not_taught_by_an_overview() ->
 
 
 def test_the_inverse_of_a_held_out_statement_is_not_taught() -> None:
-    held = "Mirela Voss opened the Harrow Bakery in May."
+    held = "Mirela Voss founded the Harrow Bakery in May."
     taught = "Mirela Voss loved the Harrow Bakery in winter and in summer."
     made = small([f"{held} {taught}"]).synthesise(**seed_that_holds_out(held, taught))
     answers = [row["answer"] for row in rows_of(made, split="train", kept=True)]
     assert any("loved" in answer for answer in answers)
-    assert not [answer for answer in answers if "opened" in answer]
+    assert not [answer for answer in answers if "founded" in answer]
 
 
 def test_taught_sentences_leave_out_what_holds_a_held_out_one() -> None:
@@ -544,12 +546,12 @@ def test_a_corpus_that_says_nothing_gives_empty_tables() -> None:
 
 
 def test_a_relationship_without_a_sentence_left_is_dropped_as_held_out() -> None:
-    world = small(["Mirela Voss opened the Harrow Bakery in May."])
+    world = small(["Mirela Voss founded the Harrow Bakery in May."])
     facts = relationship_facts(
         world.relationships,
         Names(world.entities),
         DocumentsOf(world.text_units),
         SynthesisSettings(),
-        {"mirela voss opened the harrow bakery in may"},
+        {"mirela voss founded the harrow bakery in may"},
     )
     assert [fact.drop for fact in facts] == ["held out", "held out"]
