@@ -6,9 +6,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-export RAGTUNED_HOME ?= $(HOME)/.ragtuned
-export RAGTUNED_DAGSTER ?= $(RAGTUNED_HOME)/dagster
-
 NEWS := ragtuned_pipeline/samples/news
 
 .PHONY: demo test lint types ui bench base-model clean
@@ -28,6 +25,8 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
+ui: export RAGTUNED_HOME ?= $(HOME)/.ragtuned
+ui: export RAGTUNED_DAGSTER ?= $(RAGTUNED_HOME)/dagster
 ui: $(VENV)/.installed
 	mkdir -p "$(RAGTUNED_DAGSTER)"
 	DAGSTER_HOME="$(CURDIR)" exec $(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1

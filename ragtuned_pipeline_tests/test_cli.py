@@ -10,9 +10,11 @@ import pytest
 
 
 def ragtuned(home: Path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    # What the shell has set would send a run to the user's own instance.
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("RAGTUNED_", "DAGSTER_"))}
     return subprocess.run(
         [sys.executable, "-m", "ragtuned_pipeline.cli", *arguments],
-        env={**os.environ, "RAGTUNED_HOME": str(home), "COLUMNS": "100"},
+        env={**own, "RAGTUNED_HOME": str(home), "COLUMNS": "100"},
         input=stdin,
         capture_output=True,
         text=True,
@@ -52,6 +54,7 @@ def test_a_folder_without_a_readable_document_is_refused_by_name(tmp_path: Path)
     assert done.returncode == 1
     assert str(folder) in done.stderr
     assert "Traceback" not in done.stderr
+    assert (tmp_path / "home" / "dagster" / "history").is_dir(), "the run is recorded in its home"
 
 
 def test_status_is_readable_by_programs(tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ def label(system: str) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share as a whole percentage."""
-    return f"{100 * share:.0f} %"
+    """Return a share as a whole percentage: the digits that the command line prints as 0.69."""
+    return f"{100 * float(f'{share:.2f}'):.0f} %"
 
 
 def headline(scorecard: Mapping[str, Any]) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from ragtuned_pipeline.evaluation.findings import percent
+
 WIDTH = 316  # of every plot, in the units of its viewBox
 
 
@@ -67,7 +69,7 @@ def bars(rows: Sequence[Bar], title: str) -> str:
             f'<path class="whisker" d="M{low} {_n(middle)}H{high}'
             f'M{low} {_n(middle - 4)}v8M{high} {_n(middle - 4)}v8"/>'
             f'<text class="value" x="{WIDTH}" y="{_n(middle + 4)}" text-anchor="end">'
-            f"{100 * row.value:.0f} %</text>"
+            f"{percent(row.value)}</text>"
         )
     return _svg(bottom + 18, title, parts)
 
