@@ -39,7 +39,7 @@ SystemOption = Annotated[
 def run(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of documents.")],
     name: Annotated[str | None, typer.Option(help="Name of the corpus [the folder's]")] = None,
-    profile: Annotated[str | None, typer.Option(help="embedded or gpu.")] = None,
+    profile: Annotated[str | None, typer.Option(help="embedded, gpu or api.")] = None,
     gold: Annotated[
         Path | None, typer.Option(help="Your questions with reference answers: json, jsonl or csv.")
     ] = None,

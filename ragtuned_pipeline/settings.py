@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 CORPUS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 EMBEDDED_MODEL = "embedded"
 
-Profile = Literal["embedded", "gpu"]
+Profile = Literal["embedded", "gpu", "api"]
 
 
 class SettingsError(ValueError):
@@ -28,6 +28,64 @@ class SettingsError(ValueError):
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _split(value: Any) -> Any:
+    """An environment variable or --set gives a list as one string: tuned,base."""
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _none(value: Any) -> Any:
+    """An environment variable or --set writes None as none."""
+    return None if value == "none" else value
+
+
+class TeacherSettings(_Section):
+    """The LLM that extracts, reports and synthesises; with engine "none", the offline ones do."""
+
+    engine: Literal["none", "openai", "vllm", "transformers"] = "none"
+    # Of the server, with engine openai: OpenAI, a vLLM fleet, Ollama, llama.cpp.
+    address: str = "https://api.openai.com/v1"
+    model: str = ""  # the server's name for it; with vllm and transformers "" is tuning.base_model
+    api_key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key
+    structured_output: Literal["json_schema", "json_object", "prompt"] = "json_schema"
+    temperature: float = Field(0.0, ge=0)
+    seed: int = 42
+    concurrency: int = Field(16, ge=1)
+    requests_per_minute: float | None = Field(None, gt=0)
+    tokens_per_minute: float | None = Field(None, gt=0)
+    timeout_seconds: float = Field(300, gt=0)  # of one request
+    max_attempts: int = Field(6, ge=1)  # of one call
+    price_prompt: float = Field(0.0, ge=0)  # per million tokens, in your currency
+    price_completion: float = Field(0.0, ge=0)
+    embedding_model: str = ""  # at the same address; finds near-equal names. "" is none
+    server_arguments: tuple[str, ...] = ()  # more arguments for the managed vLLM server
+    server_start_seconds: float = Field(900, gt=0)
+
+    @field_validator("requests_per_minute", "tokens_per_minute", mode="before")
+    @classmethod
+    def _unlimited(cls, value: Any) -> Any:
+        return _none(value)
+
+    @field_validator("server_arguments", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return _split(value)
+
+
+class BudgetSettings(_Section):
+    """Hard limits on what the teacher may cost in one run; None is no limit."""
+
+    max_calls: int | None = Field(None, ge=0)
+    max_tokens: int | None = Field(None, ge=0)
+    max_money: float | None = Field(None, ge=0)  # in the currency of the prices
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _unlimited(cls, value: Any) -> Any:
+        return _none(value)
 
 
 class CorpusSettings(_Section):
@@ -43,6 +101,24 @@ class GraphSettings(_Section):
     seed: int = 0xDEADBEEF  # GraphRAG
     description_sentences: int = Field(12, ge=1)
     report_findings: int = Field(8, ge=1)
+    # What follows is read only where a teacher extracts (teacher.engine).
+    entity_types: tuple[str, ...] = (  # the paper's code
+        "organization",
+        "person",
+        "geo",
+        "event",
+        "specific object",
+        "abstract object",
+    )
+    gleanings: int = Field(1, ge=0)  # the paper's code
+    claims: bool = False
+    max_description_tokens: int = Field(700, ge=50)  # longer ones are summarised
+    max_report_context_tokens: int = Field(8000, ge=500)  # the paper's code
+
+    @field_validator("entity_types", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return _split(value)
 
 
 class SynthesisSettings(_Section):
@@ -53,6 +129,11 @@ class SynthesisSettings(_Section):
     unanswerable_share: float = Field(0.08, ge=0, lt=1)  # 5-10 %: 2405.05904, 2502.14502
     max_answer_characters: int = Field(1000, ge=100)
     near_duplicate_ratio: float = Field(95.0, ge=50, le=100)
+    # What follows is read only where a teacher synthesises (teacher.engine).
+    rows_per_document: int = Field(200, ge=1)  # training rows, at most
+    max_rows: int = Field(100_000, ge=1)  # training rows of the corpus, at most
+    known_share: float = Field(0.05, ge=0, le=1)  # kept of the facts that the base knows already
+    replay_share: float = Field(0.0, ge=0, lt=1)  # of the training rows; about 0.1: 2403.01244
 
 
 class TuningSettings(_Section):
@@ -85,8 +166,7 @@ class EvaluationSettings(_Section):
     @field_validator("systems", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
-        """An environment variable or --set gives a list as one string: tuned,base."""
-        return value.split(",") if isinstance(value, str) else value
+        return _split(value)
 
     questions_per_set: int = Field(200, ge=1)
     max_answer_tokens: int = Field(160, ge=8)
@@ -104,6 +184,8 @@ class ChecksSettings(_Section):
 
 class Settings(_Section):
     profile: Profile = "embedded"
+    teacher: TeacherSettings = TeacherSettings()
+    budget: BudgetSettings = BudgetSettings()
     corpus: CorpusSettings = CorpusSettings()
     graph: GraphSettings = GraphSettings()
     synthesis: SynthesisSettings = SynthesisSettings()
@@ -114,7 +196,9 @@ class Settings(_Section):
 
 _PROFILES: dict[str, dict[str, Any]] = {
     "embedded": {},
+    "api": {"teacher": {"engine": "openai"}},
     "gpu": {
+        "teacher": {"engine": "vllm", "concurrency": 64},
         "tuning": {
             "base_model": "Qwen/Qwen2.5-7B-Instruct",
             "rank": 32,
