@@ -81,7 +81,7 @@ def load_prompt(file: Path) -> Prompt:
         if kind not in _TYPES:
             raise PromptError(f"{file.name}: slot {name}: {kind!r} is not one of {list(_TYPES)}")
         slots[name] = _TYPES[kind]
-    environment = Environment(  # noqa: S701 (prompts are plain text, not HTML)
+    environment = Environment(  # prompts are plain text, not HTML
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     body = text[header.end() :]
