@@ -7,19 +7,27 @@ links them (statements.py). Descriptions are sentences of the corpus, word for w
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from ragtuned_pipeline import tables
-from ragtuned_pipeline.corpus.sentences import sentences_of
 from ragtuned_pipeline.graph import words as w
-from ragtuned_pipeline.graph.coreference import Reading, inside_quotes, refer
+from ragtuned_pipeline.graph.coreference import Reading, refer
+from ragtuned_pipeline.graph.lines import (
+    GraphTables,
+    Line,
+    Units,
+    by_document,
+    degrees_of,
+    in_corpus_order,
+    lines_of,
+    linked,
+    without_units,
+)
 from ragtuned_pipeline.graph.mentions import Evidence, Mention, Tokens, find_mentions, tokenise
 from ragtuned_pipeline.graph.resolution import NamedThing, resolve
 from ragtuned_pipeline.graph.statements import Place, links
@@ -29,40 +37,13 @@ from ragtuned_pipeline.settings import GraphSettings
 _PARTS = w.word_set("user assistant system speaker me you host guest unknown narrator interviewer")
 _OPENING = 4  # sentences in which a transcript may announce its programme
 _ANNOUNCED = ("this is", "welcome to", "back to", "listening to", "here on", "evening from")
-_LINE = re.compile(r"[^\n]+")
-_PEOPLE_KEY = re.compile(
-    r"(?i)\W*(?:(?:participants?|hosts?|guests?|authors?|speakers?|from|to|cc)\s*:|by\s)\s*"
-)
-
-
-@dataclass(frozen=True)
-class GraphTables:
-    """The tables `entities`, `relationships`, `text_units` (linked to both) and `failures`."""
-
-    entities: pa.Table
-    relationships: pa.Table
-    text_units: pa.Table
-    failures: pa.Table
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A sentence of the corpus, or a header line that lists people (`head`)."""
-
-    document: int
-    start: int
-    end: int
-    text: str
-    speaker: str | None
-    head: bool = False
-    quoted: bool = False  # starts inside quotation marks
 
 
 @dataclass(frozen=True)
 class _Read:
     """The corpus as read: its lines, each with its tokens, places and speaker (-1 for none)."""
 
-    lines: list[_Line]
+    lines: list[Line]
     tokens: list[Tokens]
     things: list[NamedThing]
     places: list[list[Place]]
@@ -79,54 +60,22 @@ def extract(documents: pa.Table, base_text_units: pa.Table, settings: GraphSetti
 
     A document with text but without text units is a row of failures, stage "graph".
     """
-    rows = sorted(
-        documents.select(["id", "path", "text", "format", "creation_date"]).to_pylist(),
-        key=lambda row: (row["creation_date"] or "", row["path"] or "", row["id"]),
-    )
-    units = _Units(base_text_units, [row["id"] for row in rows])
-    failures = [
-        tables.Failure("graph", row["id"], f"{row['path']}: the document has no text units")
-        for number, row in enumerate(rows)
-        if (row["text"] or "").strip() and not units.has(number)
-    ]
+    rows = in_corpus_order(documents)
+    units = Units(base_text_units, [row["id"] for row in rows])
+    failures = without_units(rows, units)
     read = _read(rows)
     line_units = units.of(read.lines)
     pairs = _pairs(read)
     entities = _entities(read, pairs, line_units, units, settings)
     relationships = _relationships(read, pairs, line_units, units, entities)
-    linked = _linked(base_text_units, "entity_ids", entities)
-    linked = _linked(linked, "relationship_ids", relationships)
-    return GraphTables(entities, relationships, linked, tables.failures_table(failures))
-
-
-def _lines(number: int, row: dict[str, Any]) -> list[_Line]:
-    text = row["text"] or ""
-    sentences = sentences_of(text, row["format"])
-    found: list[_Line] = []
-    quoted, last = False, 0
-    for s in sentences:
-        # A quotation may go on from sentence to sentence, not from paragraph to paragraph.
-        quoted = quoted and "\n" not in text[last : s.start]
-        found.append(_Line(number, s.start, s.end, s.text, s.speaker, quoted=quoted))
-        quoted, last = inside_quotes(s.text, quoted), s.end
-    # What no sentence holds is header lines; some of them list people.
-    edges = [0, *(edge for s in sentences for edge in (s.start, s.end)), len(text)]
-    for a, b in zip(edges[::2], edges[1::2], strict=True):
-        if (b - a > 4 and "\n" in text[a:b]) or a == 0:
-            found += _people_lines(number, text, a, b)
-    return sorted(found, key=lambda line: line.start)
-
-
-def _people_lines(number: int, text: str, start: int, end: int) -> Iterable[_Line]:
-    for match in _LINE.finditer(text, start, end):
-        if _PEOPLE_KEY.match(match[0]):
-            words = " ".join(match[0].split())
-            yield _Line(number, match.start(), match.end(), words, None, head=True)
+    text_units = linked(base_text_units, "entity_ids", entities)
+    text_units = linked(text_units, "relationship_ids", relationships)
+    return GraphTables(entities, relationships, text_units, tables.failures_table(failures))
 
 
 def _read(rows: Sequence[dict[str, Any]]) -> _Read:
     """Read names off every line, resolve them to things, and add what pronouns stand for."""
-    lines = [line for number, row in enumerate(rows) for line in _lines(number, row)]
+    lines = [line for number, row in enumerate(rows) for line in lines_of(number, row)]
     tokens, mentions = _read_names(lines)
     # A document's mentions in reading order; a turn's speaker stands before its words.
     spoken: list[list[Mention]] = [[] for _ in rows]
@@ -153,7 +102,7 @@ def _read(rows: Sequence[dict[str, Any]]) -> _Read:
     return _Read(lines, tokens, resolution.things, places, [each.speaker for each in readings])
 
 
-def _read_names(lines: Sequence[_Line]) -> tuple[list[Tokens], list[list[Mention]]]:
+def _read_names(lines: Sequence[Line]) -> tuple[list[Tokens], list[list[Mention]]]:
     """Return each line's tokens and mentions; equal sentences are read once."""
     distinct = {text: i for i, text in enumerate(dict.fromkeys(line.text for line in lines))}
     tokens = [tokenise(text) for text in distinct]
@@ -177,54 +126,6 @@ def _as_person(mention: Mention) -> Mention:
     return mention._replace(votes=((w.PERSON, 5),))
 
 
-class _Units:
-    """The text units in the order of the corpus: by document, then by offset."""
-
-    def __init__(self, units: pa.Table, document_ids: Sequence[str]) -> None:
-        number = {document: i for i, document in enumerate(document_ids)}
-        documents = np.array(
-            [number.get(name, -1) for name in units["document_id"].to_pylist()], dtype=np.int64
-        )
-        starts = units["start"].to_numpy(zero_copy_only=False)
-        ends = units["end"].to_numpy(zero_copy_only=False)
-        order = np.lexsort((ends, starts, documents))
-        self._starts, self._ends = starts[order], ends[order]
-        self._bounds = np.searchsorted(documents[order], np.arange(len(document_ids) + 1))
-        ids = units["id"].to_pylist()
-        self._ids = [ids[row] for row in order.tolist()]
-
-    def has(self, document: int) -> bool:
-        return bool(self._bounds[document] < self._bounds[document + 1])
-
-    def of(self, lines: Sequence[_Line]) -> list[range]:
-        """Return for each line the units that hold it whole, else those that touch it."""
-        found = [range(0)] * len(lines)
-        for document, members in _by_document(lines).items():
-            base, stop = self._bounds[document : document + 2].tolist()
-            starts, ends = self._starts[base:stop], self._ends[base:stop]
-            first = np.array([lines[i].start for i in members])
-            last = np.array([lines[i].end for i in members])
-            low = np.searchsorted(ends, last, "left")
-            high = np.searchsorted(starts, first, "right")
-            cut = low >= high
-            low = np.where(cut, np.searchsorted(ends, first, "right"), low)
-            high = np.where(cut, np.searchsorted(starts, last, "left"), high)
-            for i, a, b in zip(members, low.tolist(), high.tolist(), strict=True):
-                found[i] = range(base + a, base + b)
-        return found
-
-    def ids(self, held: Iterable[range]) -> list[str]:
-        """Return the ids of all units in `held`, each once, in the order of the corpus."""
-        return [self._ids[i] for i in sorted({i for each in held for i in each})]
-
-
-def _by_document(lines: Sequence[_Line]) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = defaultdict(list)
-    for number, line in enumerate(lines):
-        found[line.document].append(number)
-    return found
-
-
 # (source, target) -> the statements: (line, phrase from target to source)
 _Pairs = dict[tuple[int, int], list[tuple[int, str | None]]]
 
@@ -238,7 +139,7 @@ def _pairs(read: _Read) -> _Pairs:
             continue
         for link in links(tokens, here):
             pairs[link.source, link.target].append((number, link.inverse))
-    for members in _by_document(read.lines).values():
+    for members in by_document(read.lines).values():
         _link_programme(read, members, pairs)
     return pairs
 
@@ -260,19 +161,11 @@ def _link_programme(read: _Read, members: Sequence[int], pairs: _Pairs) -> None:
                     return
 
 
-def _degrees(pairs: _Pairs, things: int) -> list[int]:
-    neighbours: list[set[int]] = [set() for _ in range(things)]
-    for source, target in pairs:
-        neighbours[source].add(target)
-        neighbours[target].add(source)
-    return [len(each) for each in neighbours]
-
-
 def _entities(
     read: _Read,
     pairs: _Pairs,
     line_units: Sequence[range],
-    units: _Units,
+    units: Units,
     settings: GraphSettings,
 ) -> pa.Table:
     told: list[list[int]] = [[] for _ in read.things]  # lines that speak of the thing
@@ -282,7 +175,7 @@ def _entities(
             told[one].append(number)
         if speaker >= 0:
             said[speaker].append(number)
-    degrees = _degrees(pairs, len(read.things))
+    degrees = degrees_of(pairs, len(read.things))
     rows = []
     for i, thing in enumerate(read.things):
         held = units.ids(line_units[number] for number in (*told[i], *said[i]))
@@ -351,7 +244,7 @@ def _relationships(
     read: _Read,
     pairs: _Pairs,
     line_units: Sequence[range],
-    units: _Units,
+    units: Units,
     entities: pa.Table,
 ) -> pa.Table:
     ids, titles = entities["id"].to_pylist(), entities["title"].to_pylist()
@@ -376,18 +269,3 @@ def _relationships(
             }
         )
     return tables.table("relationships", rows)
-
-
-def _linked(text_units: pa.Table, column: str, linked: pa.Table) -> pa.Table:
-    """Return `text_units` with the ids of the rows of `linked` that name each unit, sorted."""
-    held: dict[str, list[str]] = defaultdict(list)
-    for identity, units in zip(
-        linked["id"].to_pylist(), linked["text_unit_ids"].to_pylist(), strict=True
-    ):
-        for unit in units:
-            held[unit].append(identity)
-    values = [sorted(held[unit]) for unit in text_units["id"].to_pylist()]
-    at = text_units.schema.get_field_index(column)
-    return text_units.set_column(
-        at, text_units.schema.field(at), pa.array(values, pa.list_(pa.string()))
-    )
