@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,39 @@ _FINDING_SENTENCES = 6
 _NAMES = 4
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What extractive reports are made of.
+
+    Attributes:
+        edges: relationship id -> its row.
+        titles: entity id -> title.
+        communities: number -> the community's row, in the table's order.
+        largest: the mass of the largest community, see _mass.
+    """
+
+    edges: Mapping[str, Mapping[str, Any]]
+    titles: Mapping[str, str]
+    communities: Mapping[int, Mapping[str, Any]]
+    largest: float
+
+
+def read_sources(
+    communities: pa.Table, entities: pa.Table, relationships: pa.Table, text_units: pa.Table
+) -> Sources:
+    """Return what extractive reports are made of.
+
+    Raises:
+        ValueError: a community names a text unit that `text_units` lacks.
+    """
+    _check_units(communities, text_units)
+    edges = {row["id"]: row for row in relationships.to_pylist()}
+    titles = dict(zip(entities["id"].to_pylist(), entities["title"].to_pylist(), strict=True))
+    rows = {row["community"]: row for row in communities.to_pylist()}
+    largest = max((_mass(row, edges) for row in rows.values()), default=1.0)
+    return Sources(edges, titles, rows, largest)
+
+
 def extractive_reports(
     communities: pa.Table,
     entities: pa.Table,
@@ -28,29 +62,101 @@ def extractive_reports(
 ) -> pa.Table:
     """Return the table `community_reports`, one a community, in the communities' order.
 
-    A report's summary is the two to four most central statements of the community, its findings
-    the statements about its most linked entities. A community with children is told through them:
-    a finding a child, from the child's report, then the edges that join the children. Statements
-    are weighed by their relationships' weights and by the links of their ends in the community.
-
     Raises:
         ValueError: a community names a text unit that `text_units` lacks.
     """
-    _check_units(communities, text_units)
-    edges = {row["id"]: row for row in relationships.to_pylist()}
-    titles = dict(zip(entities["id"].to_pylist(), entities["title"].to_pylist(), strict=True))
-    rows = communities.to_pylist()
-    by_number = {row["community"]: row for row in rows}
-    largest = max((_mass(row, edges) for row in rows), default=1.0)
+    sources = read_sources(communities, entities, relationships, text_units)
     reports: dict[int, dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda row: (-row["level"], row["community"])):
+    bottom_up = sorted(
+        sources.communities.values(), key=lambda row: (-row["level"], row["community"])
+    )
+    for row in bottom_up:
         below = [reports[child] for child in row["children"]]
-        in_children = {
-            edge for child in row["children"] for edge in by_number[child]["relationship_ids"]
-        }
-        own = [edges[edge] for edge in row["relationship_ids"] if edge not in in_children]
-        reports[row["community"]] = _report(row, own, below, edges, titles, largest, settings)
-    return tables.table("community_reports", [reports[row["community"]] for row in rows])
+        reports[row["community"]] = extractive_report(row, below, sources, settings)
+    return tables.table("community_reports", [reports[number] for number in sources.communities])
+
+
+def extractive_report(
+    row: Mapping[str, Any],
+    below: Sequence[Mapping[str, Any]],
+    sources: Sources,
+    settings: GraphSettings,
+) -> dict[str, Any]:
+    """Return the report on the community `row`; `below` are its children's reports.
+
+    Its summary is the two to four most central statements of the community, its findings the
+    statements about its most linked entities. A community with children is told through them: a
+    finding a child, from the child's report, then the edges that join the children. Statements
+    are weighed by their relationships' weights and by the links of their ends in the community.
+    """
+    edges, titles = sources.edges, sources.titles
+    in_children = {
+        edge for child in row["children"] for edge in sources.communities[child]["relationship_ids"]
+    }
+    own = [edges[edge] for edge in row["relationship_ids"] if edge not in in_children]
+    inner = [edges[edge] for edge in row["relationship_ids"]]
+    links = Counter(end for edge in inner for end in (edge["source_id"], edge["target_id"]))
+    central = sorted(row["entity_ids"], key=lambda entity: (-links[entity], titles[entity]))
+    title = _and([titles[entity] for entity in central[:_NAMES]])
+    scores = _sentence_scores(inner, links)
+    summary = " ".join(_top(scores, _SUMMARY_SENTENCES))
+    findings = [{"summary": each["title"], "explanation": each["summary"]} for each in below]
+    findings += _entity_findings(central, own, links, titles)
+    mass = _mass(row, edges)
+    statements = sum(edge["weight"] for edge in inner)
+    return report_row(
+        row,
+        title,
+        summary,
+        rating=round(10 * math.log1p(mass) / math.log1p(sources.largest), 2),
+        rating_explanation=(
+            f"{row['size']} entities and {statements:g} statements that link them; the largest "
+            f"community of the corpus counts {sources.largest:g} of both and has rank 10."
+        ),
+        findings=findings[: settings.report_findings],
+    )
+
+
+def report_row(
+    community: Mapping[str, Any],
+    title: str,
+    summary: str,
+    rating: float,
+    rating_explanation: str,
+    findings: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return a row of community_reports.
+
+    Args:
+        findings: each with `summary` and `explanation`; what else it has is in full_content_json
+            only.
+    """
+    content = {
+        "title": title,
+        "summary": summary,
+        "findings": findings,
+        "rating": rating,
+        "rating_explanation": rating_explanation,
+    }
+    parts = [f"# {title}", summary]
+    parts += [f"## {each['summary']}\n\n{each['explanation']}" for each in findings]
+    return {
+        "id": content_id("rep", community["id"], title, summary),
+        "human_readable_id": community["community"],
+        "community": community["community"],
+        "level": community["level"],
+        "parent": community["parent"],
+        "children": community["children"],
+        "title": title,
+        "summary": summary,
+        "full_content": "\n\n".join(parts),
+        "rank": rating,
+        "rating_explanation": rating_explanation,
+        "findings": [{key: each[key] for key in ("summary", "explanation")} for each in findings],
+        "full_content_json": json.dumps(content, ensure_ascii=False, sort_keys=True),
+        "period": community["period"],
+        "size": community["size"],
+    }
 
 
 def _check_units(communities: pa.Table, text_units: pa.Table) -> None:
@@ -62,60 +168,8 @@ def _check_units(communities: pa.Table, text_units: pa.Table) -> None:
 
 
 def _mass(row: Mapping[str, Any], edges: Mapping[str, Mapping[str, Any]]) -> float:
+    """Return how many entities the community has and how many statements link them."""
     return float(row["size"] + sum(edges[edge]["weight"] for edge in row["relationship_ids"]))
-
-
-def _report(
-    row: Mapping[str, Any],
-    own: Sequence[Mapping[str, Any]],
-    below: Sequence[Mapping[str, Any]],
-    edges: Mapping[str, Mapping[str, Any]],
-    titles: Mapping[str, str],
-    largest: float,
-    settings: GraphSettings,
-) -> dict[str, Any]:
-    inner = [edges[edge] for edge in row["relationship_ids"]]
-    links = Counter(end for edge in inner for end in (edge["source_id"], edge["target_id"]))
-    central = sorted(row["entity_ids"], key=lambda entity: (-links[entity], titles[entity]))
-    title = _and([titles[entity] for entity in central[:_NAMES]])
-    scores = _sentence_scores(inner, links)
-    summary = " ".join(_top(scores, _SUMMARY_SENTENCES))
-    findings = [{"summary": each["title"], "explanation": each["summary"]} for each in below]
-    findings += _entity_findings(central, own, links, titles)
-    findings = findings[: settings.report_findings]
-    mass = _mass(row, edges)
-    rank = round(10 * math.log1p(mass) / math.log1p(largest), 2)
-    statements = sum(edge["weight"] for edge in inner)
-    explanation = (
-        f"{row['size']} entities and {statements:g} statements that link them; the largest "
-        f"community of the corpus counts {largest:g} of both and has rank 10."
-    )
-    parts = [f"# {title}", summary]
-    parts += [f"## {each['summary']}\n\n{each['explanation']}" for each in findings]
-    content = {
-        "title": title,
-        "summary": summary,
-        "findings": findings,
-        "rating": rank,
-        "rating_explanation": explanation,
-    }
-    return {
-        "id": content_id("rep", row["id"], title, summary),
-        "human_readable_id": row["community"],
-        "community": row["community"],
-        "level": row["level"],
-        "parent": row["parent"],
-        "children": row["children"],
-        "title": title,
-        "summary": summary,
-        "full_content": "\n\n".join(parts),
-        "rank": rank,
-        "rating_explanation": explanation,
-        "findings": findings,
-        "full_content_json": json.dumps(content, ensure_ascii=False, sort_keys=True),
-        "period": row["period"],
-        "size": row["size"],
-    }
 
 
 def _sentence_scores(
