@@ -100,7 +100,10 @@ class ChatServer:
         address: what teacher.address should be.
         requests: chat requests received, whatever came of them.
         replies: chat requests answered well, by the request's hash.
+        faults: requests that failed on purpose, by kind.
         most_at_once: chat requests in flight.
+        connections: opened so far.
+        headers: of the last chat request.
         bodies: the last 1000 chat requests' bodies.
     """
 
@@ -132,7 +135,7 @@ class ChatServer:
         self.faults: Counter[str] = Counter()
         self.headers: dict[str, str] = {}
         self.bodies: list[dict[str, Any]] = []
-        self.at_once = self.most_at_once = 0
+        self.at_once = self.most_at_once = self.connections = 0
         self._load = _Load(slots or 1)
         self.address = ""
 
@@ -176,6 +179,7 @@ class ChatServer:
             task = asyncio.current_task()
             assert task
             connections.add(task)
+            self.connections += 1
             try:
                 while await self._one(reader, writer):
                     pass
