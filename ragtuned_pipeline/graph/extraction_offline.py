@@ -23,7 +23,9 @@ from ragtuned_pipeline.graph.lines import (
     Units,
     by_document,
     degrees_of,
+    ended,
     in_corpus_order,
+    is_ended,
     lines_of,
     linked,
     without_units,
@@ -211,7 +213,7 @@ def _description(thing: int, told: Sequence[int], read: _Read, most: int) -> str
         for number in told
         if not read.lines[number].head
         and (
-            _is_ended(read.lines[number].text)
+            is_ended(read.lines[number].text)
             or any(tag[:2] in {"VB", "MD"} for tag in read.tokens[number].tags)
         )
     ] or told
@@ -228,16 +230,7 @@ def _description(thing: int, told: Sequence[int], read: _Read, most: int) -> str
         return -score, number
 
     chosen = sorted(sorted(first.values(), key=order)[:most])
-    return " ".join(_ended(read.lines[number].text) for number in chosen)
-
-
-def _ended(text: str) -> str:
-    """Return a line that does not end as a sentence with a full stop."""
-    return text if _is_ended(text) else f"{text}."
-
-
-def _is_ended(text: str) -> bool:
-    return text.rstrip("\"'”’)*_ ").endswith((".", "!", "?", "…"))
+    return " ".join(ended(read.lines[number].text) for number in chosen)
 
 
 def _relationships(
@@ -258,7 +251,7 @@ def _relationships(
                 "human_readable_id": number,
                 "source": titles[source],
                 "target": titles[target],
-                "description": " ".join(map(_ended, sentences)),
+                "description": " ".join(map(ended, sentences)),
                 "weight": float(len(stated)),
                 "combined_degree": degrees[source] + degrees[target],
                 "text_unit_ids": units.ids(line_units[line] for line, _ in stated),

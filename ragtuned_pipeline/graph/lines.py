@@ -176,3 +176,13 @@ def degrees_of(pairs: Iterable[tuple[int, int]], things: int) -> list[int]:
         neighbours[source].add(target)
         neighbours[target].add(source)
     return [len(each) for each in neighbours]
+
+
+def ended(text: str) -> str:
+    """Return a line that does not end as a sentence with a full stop."""
+    return text if is_ended(text) else f"{text}."
+
+
+def is_ended(text: str) -> bool:
+    """Tell whether a line ends as a sentence, closing marks aside."""
+    return text.rstrip("\"'”’)*_ ").endswith((".", "!", "?", "…"))

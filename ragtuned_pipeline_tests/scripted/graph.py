@@ -1,0 +1,125 @@
+"""A scripted teacher's graph: a sample's gold, as far as the sentences in the prompt tell of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+_SENTENCE = re.compile(r"^\[(\d+)\] (.*)$", re.MULTILINE)
+_TYPES = {"object": "specific object"}  # the gold's word and the settings'
+_SENTENCES_TOLD = 2
+
+
+class GraphScript:
+    """Answers the calls of the extraction as a good LLM would, from `gold_folder` and the prompt.
+
+    An entity is found where a sentence holds its name or an alias. An alias that several things
+    share stands for the one that is named in full in the same passage, else for none. Two things
+    are related where the gold relates them and a sentence holds both.
+    """
+
+    def __init__(self, gold_folder: Path) -> None:
+        self._things = _read(gold_folder / "entities.jsonl")
+        self._types = {row["name"]: row["type"] for row in self._things}
+        self._meanings: dict[str, set[str]] = defaultdict(set)
+        for row in self._things:
+            for name in (row["name"], *row["aliases"]):
+                self._meanings[name].add(row["name"])
+        longest = sorted(self._meanings, key=lambda name: (-len(name), name))
+        self._any_name = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest))})(?!\w)")
+        self._relations: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for row in _read(gold_folder / "relationships.jsonl"):
+            self._relations[row["source"], row["target"]].append(row["relation"])
+
+    def reply(self, name: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the reply to a conversation, as the schema `name` has it."""
+        first = next(m["content"] for m in messages if m["role"] == "user")
+        match name:
+            case "Extraction":
+                return self._extraction(_sentences(first))
+            case "Gleaning":
+                return {"entities": [], "relationships": []}
+            case "Claims":
+                return {"claims": []}
+            case "SameEntity":
+                return self._same_entity(first)
+            case "Description":
+                words = int(re.findall(r"at most (\d+) words", first)[-1])
+                told = " ".join(text for _, text in _sentences(first)).split()
+                return {"description": " ".join(told[:words])}
+        raise ValueError(f"no script for {name}")
+
+    def _extraction(self, sentences: Sequence[tuple[int, str]]) -> dict[str, Any]:
+        named = self._named(sentences)
+        lines = dict(sentences)
+        places: dict[str, list[int]] = defaultdict(list)
+        for number, things in named.items():
+            for thing in things:
+                places[thing].append(number)
+        entities = [
+            {
+                "name": thing,
+                "type": _TYPES.get(self._types[thing], self._types[thing]),
+                "description": " ".join(lines[n] for n in numbers[:_SENTENCES_TOLD])[:600],
+                "sentences": numbers,
+            }
+            for thing, numbers in sorted(places.items())
+        ]
+        stated: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for number, things in named.items():
+            for a, b in combinations(sorted(things), 2):
+                for pair in ((a, b), (b, a)):
+                    if pair in self._relations:
+                        stated[pair].append(number)
+        relationships = [
+            {
+                "source": source,
+                "target": target,
+                "description": f"{source} {self._relations[source, target][0]} {target}.",
+                "strength": 7,
+                "sentences": numbers,
+            }
+            for (source, target), numbers in sorted(stated.items())
+        ]
+        return {"entities": entities, "relationships": relationships}
+
+    def _named(self, sentences: Sequence[tuple[int, str]]) -> dict[int, set[str]]:
+        """Return for each sentence the things that it names."""
+        found = {number: self._any_name.findall(text) for number, text in sentences}
+        sure = {
+            thing
+            for names in found.values()
+            for name in names
+            if len(self._meanings[name]) == 1
+            for thing in self._meanings[name]
+        }
+        return {
+            number: {
+                thing
+                for name in names
+                for thing in self._meanings[name]
+                if len(self._meanings[name] & sure) == 1 and thing in sure
+            }
+            for number, names in found.items()
+        }
+
+    def _same_entity(self, asked: str) -> dict[str, Any]:
+        first, second = re.findall(r"^(?:First|Second): (.*) \([^()]*\)$", asked, re.MULTILINE)
+        shared = self._meanings.get(first, set()) & self._meanings.get(second, set())
+        same = len(shared) == 1
+        reason = "Both are names of it." if same else "They are names of different things."
+        return {"reason": reason, "same": same}
+
+
+def _sentences(content: str) -> list[tuple[int, str]]:
+    return [(int(number), text) for number, text in _SENTENCE.findall(content)]
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    with file.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
