@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-CountTokens = Callable[[Sequence[str]], np.ndarray]
+from ragtuned_pipeline.graph.descriptions import CountTokens
 
 _REPORTS = "# Reports of sub-communities\n\n"
 _ENTITIES = "# Entities\nid | name | type | description\n"

@@ -13,12 +13,8 @@ import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ragtuned_pipeline import tables
-from ragtuned_pipeline.graph.report_contexts import (
-    ChildReport,
-    CountTokens,
-    ReportContext,
-    ReportContexts,
-)
+from ragtuned_pipeline.graph.descriptions import CountTokens
+from ragtuned_pipeline.graph.report_contexts import ChildReport, ReportContext, ReportContexts
 from ragtuned_pipeline.graph.reports import extractive_report, read_sources, report_row
 from ragtuned_pipeline.inference.calls import Call, Completed, Teacher
 from ragtuned_pipeline.inference.prompts import load_prompt
@@ -53,7 +49,7 @@ class _Reply(BaseModel):
 
 
 class ReportFinding(_Reply):
-    """One insight; `entities` and `relationships` are human_readable_ids of the context."""
+    """One insight, and the ids of the rows that it rests on."""
 
     summary: _Sentence
     explanation: _Paragraph
@@ -62,7 +58,7 @@ class ReportFinding(_Reply):
 
 
 class CommunityReport(_Reply):
-    """The reply's JSON; findings beyond settings.report_findings, the least important, are cut."""
+    """A report on a community of entities."""
 
     title: _Sentence
     summary: _Paragraph
@@ -84,7 +80,8 @@ def reports_with_teacher(
 
     Levels are written from the deepest to the roots, each in one go, so that a community's context
     can hold its children's reports. Where the teacher gives no report, the community gets its
-    extractive one and a row in failures.
+    extractive one and a row in failures. Findings come the most important first: those beyond
+    settings.report_findings are cut.
 
     full_content_json holds for each of the teacher's findings the ids (entity_ids,
     relationship_ids) that it refers to; extractive findings have none.

@@ -152,10 +152,14 @@ def test_the_largest_children_are_replaced_first_and_no_more_than_needed() -> No
 
 def test_a_report_longer_than_its_rows_replaces_nothing() -> None:
     communities, entities, relationships = ring_of_rings([6, 3, 5])
-    context = all_contexts(communities, entities, relationships, 320, report_length=90)[0]
-    assert context.reports == (3, 1)
-    few = inner_edges(communities.to_pylist()[2], relationships)
-    assert few <= set(rows_in(context.text, "Relationships"))
+    fitting, cut = (
+        all_contexts(communities, entities, relationships, limit, report_length=90)[0]
+        for limit in (320, 290)
+    )
+    assert fitting.reports == cut.reports == (3, 1)
+    assert (fitting.left_out, cut.left_out > 0) == (0, True)
+    of_the_small = inner_edges(communities.to_pylist()[2], relationships)
+    assert of_the_small <= set(rows_in(fitting.text, "Relationships"))
 
 
 def test_reports_that_do_not_fit_are_cut_by_rank_and_their_rows_counted() -> None:

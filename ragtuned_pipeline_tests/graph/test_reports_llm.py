@@ -112,6 +112,14 @@ def test_findings_refer_to_entities_and_relationships_by_content_id() -> None:
             assert shown == {key: finding[key] for key in ("summary", "explanation")}
 
 
+def test_an_id_named_twice_is_kept_once() -> None:
+    def change(made: dict[str, Any]) -> None:
+        made["findings"][0]["entities"] *= 2
+
+    plain, doubled = (written(InMemoryTeacher(s))[1] for s in (scripted, altered(change)))
+    assert doubled.equals(plain)
+
+
 def test_peers_defect_3_childrens_reports_feed_their_parents() -> None:
     few = GRAPH.model_copy(update={"max_report_context_tokens": 260})
     teacher = InMemoryTeacher(scripted)
