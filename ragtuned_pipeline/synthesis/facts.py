@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from rapidfuzz.utils import default_process
 
 from ragtuned_pipeline.ids import content_id, seeded_int
+from ragtuned_pipeline.synthesis.forms import Style
 
 LOCAL = "local"
 ENTITY = "global_entity"
@@ -16,6 +17,8 @@ RELATIONSHIP = "global_relationship"
 COMMUNITY = "global_community"
 UNANSWERABLE = "unanswerable"
 KINDS = (LOCAL, ENTITY, RELATIONSHIP, COMMUNITY, UNANSWERABLE)
+REPLAY = "replay"  # not of the corpus: general questions, answered by the base model
+TEACHER = "llm:"  # how the generator of a pair that a teacher made starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,16 @@ class Links:
     entities: tuple[str, ...] = ()
     relationships: tuple[str, ...] = ()
     communities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """One way of asking, in full; `name` is that of its form, `drop` why it is not used."""
+
+    question: str
+    style: Style
+    name: str
+    drop: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +56,9 @@ class Fact:
         sentences: the normalised sentences that state it.
         importance: facts of a kind are ordered by it, highest first.
         drop: why it is not asked at all; None where it is.
+        wordings: a teacher's ways of asking, the last ones to be held out; they take the place of
+            the forms, which then ask the new wordings only.
+        prompt_tokens, completion_tokens: of the calls that made it.
     """
 
     kind: str
@@ -59,6 +75,9 @@ class Fact:
     sentences: tuple[str, ...] = ()
     drop: str | None = None
     held_out: bool = False
+    wordings: tuple[Wording, ...] = ()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     id: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ragtuned_pipeline.settings import SynthesisSettings
@@ -122,7 +122,7 @@ def _fact(group: Sequence[_Stated], names: Names, settings: SynthesisSettings) -
         generator=_FACT_GENERATOR,
         importance=weight(names, entities, asked.asks not in ("who", "what")),
         sentences=sentences,
-        drop=_fault(asked.direct, asked.gold),
+        drop=fault(asked.direct, asked.gold),
         held_out=not taught,
     )
 
@@ -131,7 +131,8 @@ def _is_held_out(sentence: str, settings: SynthesisSettings) -> bool:
     return is_held_out(settings.seed, sentence, settings.held_out_fact_share)
 
 
-def _fault(question: str, gold: str) -> str | None:
+def fault(question: str, gold: str) -> str | None:
+    """Return why `gold` is no answer to `question`, or None."""
     if gives_away(question, gold):
         return "question holds its answer"  # by the name of the document in it
     if len(gold) > _LONGEST_GOLD:
@@ -151,26 +152,37 @@ def _without_near_duplicates(facts: Sequence[Fact], ratio: float) -> list[Fact]:
     """Drop the later of two facts with equal gold whose questions are nearly the same.
 
     Different golds ("in 1987", "in 1978") make different facts however alike the questions are.
-    Within a gold only neighbours in alphabetical order are compared: 20 to each side.
     """
-    from rapidfuzz.fuzz import ratio as similarity
-
-    blocks: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    for number, fact in enumerate(facts):
-        if fact.drop is None:
-            blocks[normalised(fact.gold)].append((fact.key, number))
-    near: set[int] = set()
-    for block in blocks.values():
-        block.sort()
-        for place, (key, number) in enumerate(block):
-            for other, neighbour in block[place + 1 : place + 21]:
-                later = max(number, neighbour)
-                if later not in near and similarity(key, other, score_cutoff=ratio) > 0:
-                    near.add(later)
+    asked = {n: (normalised(f.gold), f.key) for n, f in enumerate(facts) if f.drop is None}
+    near = near_duplicates(asked, ratio)
     return [
         replace(fact, drop="near duplicate") if number in near else fact
         for number, fact in enumerate(facts)
     ]
+
+
+def near_duplicates(asked: Mapping[int, tuple[str, str]], ratio: float) -> set[int]:
+    """Return the numbers of the questions that nearly repeat one with a lower number.
+
+    Args:
+        asked: number -> (block, question). Within a block only neighbours in alphabetical order
+            are compared, 20 to each side.
+        ratio: rapidfuzz's, 0 to 100, from which on two questions are nearly the same.
+    """
+    from rapidfuzz.fuzz import ratio as similarity
+
+    blocks: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for number, (block, question) in asked.items():
+        blocks[block].append((question, number))
+    near: set[int] = set()
+    for questions in blocks.values():
+        questions.sort()
+        for place, (question, number) in enumerate(questions):
+            for other, neighbour in questions[place + 1 : place + 21]:
+                later = max(number, neighbour)
+                if later not in near and similarity(question, other, score_cutoff=ratio) > 0:
+                    near.add(later)
+    return near
 
 
 # ---- passages ----
@@ -257,30 +269,39 @@ def passages(
 
 
 def _cut(source: Source, names: Names, limit: int, held_out: Collection[str]) -> Iterable[_Passage]:
-    lead = (
-        source.label
-        if source.date is None or source.date in source.label
-        else (f"{source.label}, {source.date}")
-    )
-    lead = lead[:1].upper() + lead[1:] + ":"
+    opening = lead(source)
     run: list[Line] = []
     fresh = 0  # lines of the run that the passage before does not hold
     for line in source.lines:
         if normalised(line.text) in held_out:
             continue
-        if fresh and len(_written(lead, [*run, line])) > limit:
-            yield _passage(source, lead, run, names)
+        if fresh and len(written(opening, [*run, line])) > limit:
+            yield _passage(source, opening, run, names)
             run, fresh = run[-1:], 0
-            if len(_written(lead, [*run, line])) > limit:
+            if len(written(opening, [*run, line])) > limit:
                 run = []
         run.append(line)
         fresh += 1
     if fresh:
-        yield _passage(source, lead, run, names)
+        yield _passage(source, opening, run, names)
 
 
-def _written(lead: str, lines: Iterable[Line]) -> str:
-    text, speaker = lead, None
+def called(source: Source) -> str:
+    """Return the name of the document, with its date where the name lacks it."""
+    if source.date is None or source.date in source.label:
+        return source.label
+    return f"{source.label}, {source.date}"
+
+
+def lead(source: Source) -> str:
+    """Return what stands before sentences of the document: its name and date."""
+    name = called(source)
+    return name[:1].upper() + name[1:] + ":"
+
+
+def written(opening: str, lines: Iterable[Line]) -> str:
+    """Return `lines` as one text, each new speaker on a line of his own."""
+    text, speaker = opening, None
     for line in lines:
         if line.speaker is not None and line.speaker != speaker:
             text += f"\n{line.speaker}: {line.text}"
@@ -290,11 +311,11 @@ def _written(lead: str, lines: Iterable[Line]) -> str:
     return text
 
 
-def _passage(source: Source, lead: str, lines: Sequence[Line], names: Names) -> _Passage:
+def _passage(source: Source, opening: str, lines: Sequence[Line], names: Names) -> _Passage:
     counts = Counter(entity for line in lines for entity in names.in_text(line.text))
     # Said often here and seldom elsewhere comes first.
     telling = sorted(counts, key=lambda e: (-counts[e] / names.frequency[e], names.titles[e]))
-    return _Passage(source, tuple(lines), _written(lead, lines), tuple(telling))
+    return _Passage(source, tuple(lines), written(opening, lines), tuple(telling))
 
 
 def _speakers(passage: _Passage) -> list[str]:

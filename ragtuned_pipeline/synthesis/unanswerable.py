@@ -21,7 +21,7 @@ from ragtuned_pipeline.synthesis.facts import (
     Fact,
     Links,
 )
-from ragtuned_pipeline.synthesis.forms import entity_fields
+from ragtuned_pipeline.synthesis.forms import FACT_NEEDS, entity_fields
 from ragtuned_pipeline.synthesis.sources import Names
 
 GOLD = "I do not know"
@@ -144,20 +144,27 @@ def _asked_about(fact: Fact, name: str, absent: str, kind: str, overview: bool) 
     """Return `fact` with `absent` for `name` in every question, or None where a core lacks it."""
     if overview:
         asked = {"entity": (entity_fields(absent, kind == "person"),)}
-        return replace(fact, asked=asked)
+        return replace(fact, asked=asked, wordings=())
     for fields in fact.asked.values():
         for one in fields:
             if not any(name in text for text in one.values()):
                 return None
     if "direct" in fact.asked:
         one = fact.asked["direct"][0]
-        if not all(name in one[core] for core in ("direct", "indirect", "cloze", "keywords")):
+        if not all(name in one[core] for core in FACT_NEEDS if core in one):
             return None
     renamed: dict[str, tuple[dict[str, str], ...]] = {
         core: tuple({k: text.replace(name, absent) for k, text in one.items()} for one in fields)
         for core, fields in fact.asked.items()
     }
-    return replace(fact, asked=renamed)
+    wordings = tuple(
+        replace(wording, question=wording.question.replace(name, absent))
+        for wording in fact.wordings
+        if name in wording.question and wording.drop is None
+    )
+    if fact.wordings and not wordings:
+        return None
+    return replace(fact, asked=renamed, wordings=wordings)
 
 
 def _refused(about: Fact, absent: str, seed: int) -> Fact:
@@ -177,4 +184,6 @@ def _refused(about: Fact, absent: str, seed: int) -> Fact:
         draw="",
         sentences=(),
         held_out=draw % 1000 < _HELD_OUT_SHARE * 1000,
+        prompt_tokens=0,
+        completion_tokens=0,
     )
