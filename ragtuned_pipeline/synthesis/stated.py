@@ -60,3 +60,32 @@ class DocumentsOf:
 
     def __call__(self, text_unit_ids: Iterable[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self._document[unit] for unit in text_unit_ids))
+
+
+_RESTATED_SHARE = 2 / 3  # of a sentence's telling words
+_FEWEST_WORDS = 3  # with fewer telling words a sentence is too plain to be recognised
+
+
+def telling_words(text: str) -> frozenset[str]:
+    """Return the words of `text` by which it can be recognised: the longer ones and numbers."""
+    return frozenset(w for w in normalised(text).split() if len(w) > 3 or w.isdigit())
+
+
+def restates(told: frozenset[str], sentence: frozenset[str]) -> bool:
+    """Say whether a text with the telling words `told` says again, in other words or in the same,
+    what the sentence with the telling words `sentence` says."""
+    enough = len(sentence) >= _FEWEST_WORDS
+    return enough and len(sentence & told) >= _RESTATED_SHARE * len(sentence)
+
+
+def without_restated(text: str, held_out: Collection[frozenset[str]]) -> str:
+    """Return `text`, written by a model, without the sentences that restate a held-out one."""
+    if not held_out:
+        return text
+    sentences = [text[start:end] for start, end in split_sentences(text)]
+    told = [telling_words(sentence) for sentence in sentences]
+    return " ".join(
+        sentence
+        for sentence, words in zip(sentences, told, strict=True)
+        if not any(restates(words, held) for held in held_out)
+    )
