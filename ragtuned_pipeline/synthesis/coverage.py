@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ragtuned_pipeline.synthesis.facts import normalised
+from ragtuned_pipeline.synthesis.facts import LOCAL, RELATIONSHIP, TEACHER, normalised
 from ragtuned_pipeline.synthesis.sources import Line, read_sources
+from ragtuned_pipeline.synthesis.stated import restates, telling_words
 from ragtuned_pipeline.tables import SCHEMAS
 
 QUESTION = "states nothing: a question"
@@ -27,11 +28,13 @@ def coverage(
     """Return the coverage table: one row a sentence, in the order of the corpus.
 
     A sentence is covered where a training answer holds it word for word, case, punctuation and
-    white space aside.
+    white space aside. A teacher's pair about one fact or relationship, written in words of its own,
+    also covers a sentence of its text units that question and answer together restate.
     """
     kept = qa_pairs.filter(pc.field("kept"))
     trained = pc.field("id").isin(training_rows["id"].combine_chunks())
     taught = _answers_by_document(kept.filter(trained))
+    retold = _retold_by_unit(kept.filter(trained))
     untaught = _answers_by_document(kept.filter(~trained & (pc.field("split") == "train")))
     held_out = _answers_by_document(qa_pairs.filter(pc.field("split") == "held_out_fact"))
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMAS["coverage"].names}
@@ -39,6 +42,7 @@ def coverage(
         for line in source.lines:
             plain = f" {normalised(line.text)} "
             facts = _holding(taught[source.id], plain)
+            facts = _distinct([*facts, *_restating(retold, line)])
             reason = None
             if not facts:
                 reason = _why(line, plain, untaught[source.id], held_out[source.id])
@@ -83,6 +87,30 @@ def _answers_by_document(pairs: pa.Table) -> defaultdict[str, dict[str, str]]:
         for document in document_ids:
             found[document].setdefault(plain[answer], fact)
     return found
+
+
+def _retold_by_unit(pairs: pa.Table) -> defaultdict[str, dict[str, frozenset[str]]]:
+    """Return text unit id -> fact -> the telling words of a teacher's rows about it."""
+    detailed = pc.field("kind").isin([LOCAL, RELATIONSHIP])
+    columns = pairs.filter(detailed & pc.starts_with(pc.field("generator"), TEACHER)).select(
+        ["text_unit_ids", "question", "answer", "fact_id"]
+    )
+    found: defaultdict[str, dict[str, frozenset[str]]] = defaultdict(dict)
+    for units, question, answer, fact in zip(*columns.to_pydict().values(), strict=True):
+        words = telling_words(f"{question} {answer}")
+        for unit in units:
+            found[unit][fact] = found[unit].get(fact, frozenset()) | words
+    return found
+
+
+def _restating(retold: Mapping[str, Mapping[str, frozenset[str]]], line: Line) -> list[str]:
+    words = telling_words(line.text)
+    return [
+        fact
+        for unit in line.units
+        for fact, told in retold.get(unit, {}).items()
+        if restates(told, words)
+    ]
 
 
 def _holding(answers: Mapping[str, str], plain: str) -> list[str]:

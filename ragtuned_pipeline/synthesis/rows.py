@@ -16,6 +16,7 @@ from ragtuned_pipeline.synthesis.facts import (
     ENTITY,
     LOCAL,
     RELATIONSHIP,
+    REPLAY,
     UNANSWERABLE,
 )
 from ragtuned_pipeline.synthesis.local import PASSAGE_GENERATOR
@@ -57,7 +58,10 @@ class TrainingSelection:
 
 
 def select_training_rows(
-    qa_pairs: pa.Table, count_tokens: CountTokens, settings: TuningSettings
+    qa_pairs: pa.Table,
+    count_tokens: CountTokens,
+    settings: TuningSettings,
+    replay_share: float = 0.0,
 ) -> TrainingSelection:
     """Return the rows to train on.
 
@@ -70,6 +74,8 @@ def select_training_rows(
 
     Args:
         count_tokens: (system, prompt, completion) triples to token counts, int64 of shape (n,).
+        replay_share: of the chosen rows, at most, that are general questions answered by the base
+            model (kind replay), and of the budget, at most, that is spent on them.
 
     Raises:
         NothingToTrain: no pair was kept, or none fits tuning.max_tokens.
@@ -97,15 +103,22 @@ def select_training_rows(
     passage_epochs = min(settings.passage_epochs, epochs)
     within = np.cumsum(tokens[first]) * passage_epochs <= _PASSAGE_SHARE * budget
     shown = first[within]
-    for_facts = (budget - int(tokens[shown].sum()) * passage_epochs) // epochs
-    facts = _chosen_facts(pairs, tokens, np.flatnonzero(~passage), for_facts, settings)
+    general = np.array(pc.equal(pairs["kind"], REPLAY))
+    replay = np.flatnonzero(general)
+    replay = replay[np.cumsum(tokens[replay]) * epochs <= replay_share * budget]
+    spent = int(tokens[shown].sum()) * passage_epochs + int(tokens[replay].sum()) * epochs
+    candidates = np.flatnonzero(~passage & ~general)
+    facts = _chosen_facts(pairs, tokens, candidates, (budget - spent) // epochs, settings)
+    others = len(shown) + len(facts.rows)
+    replay = replay[: int(replay_share / (1 - replay_share) * others)]
     left_out |= {
+        "replay rows beyond synthesis.replay_share": int(general.sum()) - len(replay),
         "passages left out by the time budget": int((~within).sum()),
         "further wordings of passages, which are shown once": int(passage.sum()) - len(first),
         "facts left out by the time budget": facts.facts_left_out,
         "wordings left out by the time budget": facts.wordings_left_out,
     }
-    chosen = np.concatenate([shown, facts.rows])
+    chosen = np.concatenate([shown, facts.rows, replay])
     if not len(chosen):
         raise NothingToTrain(
             f"the setting tuning.time_budget_minutes = {settings.time_budget_minutes:g} holds "
