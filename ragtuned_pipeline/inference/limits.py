@@ -128,11 +128,12 @@ class Budget:
 
     def __init__(self, limits: BudgetSettings) -> None:
         self._limits = limits
-        self._reserved = Usage()
+        self._in_flight = Usage()
+        self._settled = asyncio.Event()
 
     def exceeded(self, spent: Usage, wanted: Usage) -> str | None:
         """Return which limit the request `wanted` would exceed, in words, or None."""
-        total = spent + self._reserved + wanted
+        total = spent + self._in_flight + wanted
         limits = self._limits
         for name, limit, used in (
             ("max_calls", limits.max_calls, total.calls),
@@ -143,16 +144,28 @@ class Budget:
                 return f"the next request would exceed budget.{name} = {limit}"
         return None
 
+    async def settled(self) -> bool:
+        """Wait until a request in flight is over; return False at once where there is none.
+
+        It may have cost less than was reserved for it, so that there is room again.
+        """
+        if not self._in_flight.calls:
+            return False
+        await self._settled.wait()
+        return True
+
     @contextmanager
     def reserved(self, wanted: Usage) -> Iterator[None]:
-        """Hold `wanted` back until the request's real usage is counted."""
-        self._reserved += wanted
+        """Hold `wanted` back until the request's real usage is known."""
+        self._in_flight += wanted
         try:
             yield
         finally:
-            self._reserved += Usage(
+            self._in_flight += Usage(
                 calls=-wanted.calls,
                 prompt_tokens=-wanted.prompt_tokens,
                 completion_tokens=-wanted.completion_tokens,
                 money=-wanted.money,
             )
+            self._settled.set()
+            self._settled = asyncio.Event()

@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -110,16 +111,13 @@ class LlmTeacher:
         self._backend = backend
         self._settings = settings
         self._store = store
-        self._scope = scope
-        self._usage = store.usage(scope)
-        self._usage_lock = threading.Lock()
-        self._hits: Counter[str] = Counter()  # by step, not yet counted in the store
-        self._budget = Budget(budget)
+        self._spending = _Spending(backend.identity, settings, store, budget, scope)
+        self._hits: Counter[str] = Counter()  # by step, not yet counted
         self._concurrency = AdaptiveConcurrency(settings.concurrency)
         self._requests = Pace(settings.requests_per_minute, sleep=self._pause)
         self._tokens = Pace(settings.tokens_per_minute, sleep=self._pause)
         self._backoff = wait_exponential_jitter(
-            initial=backoff_seconds, max=_LONGEST_BACKOFF_SECONDS, jitter=backoff_seconds
+            multiplier=backoff_seconds, max=_LONGEST_BACKOFF_SECONDS, jitter=backoff_seconds
         )
         self._unreachable = 0
         self._why: str | None = None  # the teacher cannot go on
@@ -215,7 +213,7 @@ class LlmTeacher:
 
     def _count_hits(self) -> None:
         for step, hits in self._hits.items():
-            self._count(step, Usage(hits=hits))
+            self._spending.count(step, Usage(hits=hits))
         self._hits.clear()
 
     def _same(self, call: Call[T], key: bytes, outcome: Outcome[T]) -> Outcome[T]:
@@ -237,15 +235,15 @@ class LlmTeacher:
         return future
 
     def _last_words(self) -> str:
-        spent = self._spent()
+        spent = self._spending.total()
         return (
             f"the teacher stopped: {self._why}. Spent in this run: {spent.calls} calls, "
-            f"{spent.prompt_tokens + spent.completion_tokens} tokens, {spent.money:.2f} in money. "
+            f"{spent.prompt_tokens + spent.completion_tokens} tokens, {spent.money:.4f} in money. "
             "Whatever was paid for is stored: once that is changed, the same command goes on "
             "from here"
         )
 
-    # On the event loop, but for what takes the lock.
+    # On the event loop.
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -291,10 +289,9 @@ class LlmTeacher:
             value = read_reply(raw, call)
         except (RequestFailed, ReplyInvalid) as error:
             ends = last or not _may_help(error)
-            self._count(
-                call.step, self._cost(raw) + (Usage(failed=1) if ends else Usage(retries=1))
-            )
-            if raw is not None and isinstance(error, ReplyInvalid):
+            came_of_it = Usage(failed=1) if ends else Usage(retries=1)
+            self._spending.count(call.step, self._spending.of(raw) + came_of_it)
+            if raw is not None:
                 invalid.append((raw.text[:_QUOTED], error.reason))
             raise
         stored = Stored(
@@ -302,9 +299,7 @@ class LlmTeacher:
         )
         # Read back, so that this run goes on with what a later one will find.
         value = call.schema.model_validate_json(stored.text)
-        usage = self._cost(raw) + Usage(completed=1)
-        self._store.put(key, self._backend.identity, stored, self._scope, call.step, usage)
-        self._note(call.step, usage)
+        self._spending.store(key, stored, call.step, self._spending.of(raw) + Usage(completed=1))
         return Completed(call, value, raw.prompt_tokens, raw.completion_tokens)
 
     def _request(self, call: Call[T], invalid: list[tuple[str, str]]) -> Request:
@@ -329,16 +324,17 @@ class LlmTeacher:
     async def _send(self, step: str, request: Request) -> RawReply:
         """Send the request once, when slots, rates and budget allow it."""
         async with self._concurrency.slot() as mark:
-            expected = self._expected(step, request)
+            expected = self._spending.expected(step, request)
             tokens = expected.prompt_tokens + expected.completion_tokens
             await self._requests.take(1)
             await self._tokens.take(tokens)
-            why = self._budget.exceeded(self._spent(), expected)
+            while (why := self._spending.exceeded(expected)) and await self._spending.settled():
+                expected = self._spending.expected(step, request)
             if why:
                 self._stop(why)
             self._raise_if_stopped()
             used = 0
-            with self._budget.reserved(expected):
+            with self._spending.reserved(expected):
                 try:
                     raw = await self._backend.reply(request)
                     used = raw.prompt_tokens + raw.completion_tokens
@@ -349,45 +345,13 @@ class LlmTeacher:
                         self._unreachable = 0
                     raise
                 except asyncio.CancelledError:
-                    self._count(step, Usage(calls=1, failed=1))
+                    self._spending.count(step, Usage(calls=1, failed=1))
                     raise
                 finally:
                     self._tokens.correct(used - tokens)
             self._unreachable = 0
             self._concurrency.succeeded()
             return raw
-
-    def _expected(self, step: str, request: Request) -> Usage:
-        """Return what the request will probably cost: a step's replies are of about one length."""
-        so_far = self._usage.get(step, Usage())
-        completion = (
-            so_far.completion_tokens / so_far.calls if so_far.calls else request.max_tokens / 4
-        )
-        return self._of_one(estimated_tokens(request.messages), math.ceil(completion))
-
-    def _cost(self, raw: RawReply | None) -> Usage:
-        """Return the usage of one request; one without a reply cost nothing that is known."""
-        return self._of_one(raw.prompt_tokens, raw.completion_tokens) if raw else Usage(calls=1)
-
-    def _of_one(self, prompt_tokens: int, completion_tokens: int) -> Usage:
-        return Usage(
-            calls=1,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            money=price(self._settings, prompt_tokens, completion_tokens),
-        )
-
-    def _count(self, step: str, usage: Usage) -> None:
-        self._store.add(self._scope, step, self._backend.identity, usage)
-        self._note(step, usage)
-
-    def _note(self, step: str, usage: Usage) -> None:
-        with self._usage_lock:
-            self._usage[step] = self._usage.get(step, Usage()) + usage
-
-    def _spent(self) -> Usage:
-        with self._usage_lock:
-            return sum(self._usage.values(), Usage())
 
     def _wait(self, state: RetryCallState) -> float:
         """Return the seconds before the next attempt; a server that answered needs no rest."""
@@ -424,6 +388,79 @@ class LlmTeacher:
     def _raise_if_stopped(self) -> None:
         if self._why:
             raise TeacherStopped(self._why)
+
+
+class _Spending:
+    """What a run has asked and paid, counted in the store and held to the budget.
+
+    Threads may share it.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        settings: TeacherSettings,
+        store: CompletionStore,
+        budget: BudgetSettings,
+        scope: Scope,
+    ) -> None:
+        self._model = model
+        self._settings = settings
+        self._store = store
+        self._scope = scope
+        self._budget = Budget(budget)
+        self._lock = threading.Lock()
+        self._usage = store.usage(scope)
+
+    def of(self, raw: RawReply | None) -> Usage:
+        """Return the usage of one request; one without a reply cost nothing that is known."""
+        return self._request(raw.prompt_tokens, raw.completion_tokens) if raw else Usage(calls=1)
+
+    def expected(self, step: str, request: Request) -> Usage:
+        """Return what the request will probably cost: a step's replies are of about one length."""
+        so_far = self._usage.get(step, Usage())
+        completion = (
+            so_far.completion_tokens / so_far.calls if so_far.calls else request.max_tokens / 4
+        )
+        return self._request(estimated_tokens(request.messages), math.ceil(completion))
+
+    def exceeded(self, wanted: Usage) -> str | None:
+        """Return which limit the request `wanted` would exceed, in words, or None."""
+        return self._budget.exceeded(self.total(), wanted)
+
+    async def settled(self) -> bool:
+        """Wait until a request in flight is counted; return False where there is none."""
+        return await self._budget.settled()
+
+    def reserved(self, wanted: Usage) -> AbstractContextManager[None]:
+        """Hold `wanted` back until the request is counted."""
+        return self._budget.reserved(wanted)
+
+    def count(self, step: str, usage: Usage) -> None:
+        """Count usage that brought no reply."""
+        self._store.add(self._scope, step, self._model, usage)
+        self._note(step, usage)
+
+    def store(self, key: bytes, reply: Stored, step: str, usage: Usage) -> None:
+        """Store a reply and count it."""
+        self._store.put(key, self._model, reply, self._scope, step, usage)
+        self._note(step, usage)
+
+    def total(self) -> Usage:
+        with self._lock:
+            return sum(self._usage.values(), Usage())
+
+    def _request(self, prompt_tokens: int, completion_tokens: int) -> Usage:
+        return Usage(
+            calls=1,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            money=price(self._settings, prompt_tokens, completion_tokens),
+        )
+
+    def _note(self, step: str, usage: Usage) -> None:
+        with self._lock:
+            self._usage[step] = self._usage.get(step, Usage()) + usage
 
 
 def _may_help(error: BaseException) -> bool:

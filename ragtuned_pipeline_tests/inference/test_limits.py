@@ -238,6 +238,23 @@ def test_the_budget_counts_what_is_in_flight() -> None:
     assert budget.exceeded(Usage(money=0.4, calls=2, completion_tokens=800), one) is None
 
 
+def test_what_was_reserved_too_much_is_waited_for() -> None:
+    """A first guess that is far too high must not end the run with the budget unspent."""
+
+    async def main() -> list[bool]:
+        budget = Budget(BudgetSettings(max_tokens=1000))
+        one = Usage(calls=1, completion_tokens=600)
+        seen = [await budget.settled()]
+        with budget.reserved(one):
+            waiting = asyncio.create_task(budget.settled())
+            await asyncio.sleep(0)
+            seen += [budget.exceeded(Usage(), one) is None, waiting.done()]
+        seen += [await waiting, budget.exceeded(Usage(), one) is None]
+        return seen
+
+    assert asyncio.run(main()) == [False, False, False, True, True]
+
+
 def test_without_limits_there_is_no_end() -> None:
     budget = Budget(BudgetSettings())
     assert budget.exceeded(Usage(calls=10**9, completion_tokens=10**15, money=1e9), Usage()) is None
