@@ -43,7 +43,7 @@ _REPLY_TOKENS = 300
 _TOLD = 1200  # characters of what is told of each of two names
 
 # Chosen by us: near enough to be worth a question, far enough from most pairs that differ.
-_NEAR_SPELLING = 88.0  # rapidfuzz's token_sort_ratio
+_NEAR_SPELLING = 88.0  # rapidfuzz's ratio, 0 to 100
 _NEAR_MEANING = 0.9  # cosine of the names' embeddings
 _NEIGHBOURS = 3  # nearest by embedding that are looked at, for each name
 _MOST_ASKED = 5  # near ties about one name
@@ -273,8 +273,12 @@ def _same_given_name(first: str, second: str) -> bool:
 
 
 def _plain(word: str) -> str:
-    letters = unicodedata.normalize("NFD", word)
-    return re.sub(r"(.)\1+", r"\1", "".join(c for c in letters if not unicodedata.combining(c)))
+    return re.sub(r"(.)\1+", r"\1", _without_accents(word))
+
+
+def _without_accents(text: str) -> str:
+    letters = unicodedata.normalize("NFD", text)
+    return "".join(c for c in letters if not unicodedata.combining(c))
 
 
 class _Groups:
@@ -349,8 +353,8 @@ class _ShortForms:
 
     def _full_names(self, form: _Form) -> set[str]:
         found = self._by_part.get(" ".join(form.core), set())
-        if len(form.core) > 1:  # "J. Voss": by the surname
-            found = found | self._by_part.get(form.core[-1], set())
+        if len(form.core) > 1:
+            found = found | self._by_part.get(_by_initial(form), set())
         return {
             key
             for key in found
@@ -365,12 +369,17 @@ def _parts(form: _Form) -> Iterator[str]:
     """Yield what may stand for a full name, as it would be spelled."""
     core = form.core
     if form.person:
-        yield from {core[0], core[-1]}
+        yield from {core[0], core[-1], _by_initial(form)}
         return
     for cut in range(1, len(core)):
         yield " ".join(core[cut:])
     yield core[0]
     yield from acronyms(core)
+
+
+def _by_initial(form: _Form) -> str:
+    """Return what "J. Voss", "Jonas Voss" and "Jonas Emil Voss" share."""
+    return f"{form.core[0][0]}. {form.core[-1]}"
 
 
 def is_short_for(short: _Form, full: _Form) -> bool:
@@ -492,10 +501,12 @@ def _alike(keys: Sequence[str]) -> dict[tuple[int, int], float]:
     """Return the pairs of names (i < j) that are spelled nearly alike, with their score of 100.
 
     Names are compared inside blocks that share a word or a beginning; of a large block, with their
-    neighbours in the order of the alphabet.
+    neighbours in the order of the alphabet. Accents, the order of words and the spaces between them
+    do not count.
     """
     from rapidfuzz import fuzz, process
 
+    keys = [_without_accents(key) for key in keys]
     blocks: dict[str, list[int]] = defaultdict(list)
     for i, key in enumerate(keys):
         for mark in {key.replace(" ", "")[:3] + "…", *(p for p in key.split() if len(p) > 2)}:
@@ -507,9 +518,13 @@ def _alike(keys: Sequence[str]) -> dict[tuple[int, int], float]:
         ordered = sorted(block, key=lambda i: (keys[i], i))
         for start in range(0, max(len(ordered) - _BLOCK // 2, 1), _BLOCK // 2):
             part = sorted(ordered[start : start + _BLOCK])
-            words = [keys[i] for i in part]
-            near = process.cdist(
-                words, words, scorer=fuzz.token_sort_ratio, score_cutoff=_NEAR_SPELLING
+            sorted_words = [" ".join(sorted(keys[i].split())) for i in part]
+            one_word = [keys[i].replace(" ", "") for i in part]
+            near = np.maximum(
+                *(
+                    process.cdist(each, each, scorer=fuzz.ratio, score_cutoff=_NEAR_SPELLING)
+                    for each in (sorted_words, one_word)
+                )
             )
             for a, b in np.argwhere(np.triu(near, 1) > 0).tolist():
                 found[part[a], part[b]] = float(near[a, b])
@@ -525,13 +540,14 @@ def _alike_in_meaning(vectors: np.ndarray) -> dict[tuple[int, int], float]:
     found: dict[tuple[int, int], float] = {}
     for start in range(0, len(vectors), _ROWS):
         near = vectors[start : start + _ROWS] @ vectors.T
-        rows = np.arange(len(near))
-        near[rows, start + rows] = -1
-        best = np.argpartition(-near, count - 1, axis=1)[:, :count]
-        for row, column in zip(np.repeat(rows, count).tolist(), best.ravel().tolist(), strict=True):
-            if near[row, column] >= _NEAR_MEANING:
-                i, j = sorted((start + row, column))
-                found[i, j] = round(100 * float(near[row, column]), 2)
+        near[np.arange(len(near)), start + np.arange(len(near))] = -1
+        rows = np.flatnonzero(near.max(axis=1) >= _NEAR_MEANING)
+        best = np.argpartition(-near[rows], count - 1, axis=1)[:, :count]
+        for row, columns in zip(rows.tolist(), best.tolist(), strict=True):
+            for column in columns:
+                if near[row, column] >= _NEAR_MEANING:
+                    i, j = sorted((start + row, column))
+                    found[i, j] = round(100 * float(near[row, column]), 2)
     return found
 
 

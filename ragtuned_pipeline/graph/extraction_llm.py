@@ -174,8 +174,12 @@ def _findings(
         reader = Reader(corpus.passage(number), settings.entity_types)
         found[number] = reader.read(replies[number], claims.get(number))
         ask.failures += [
-            Failure("extraction", corpus.units[number].id, f"{count} {reason}")
-            for reason, count in found[number].dropped.items()
+            Failure(
+                stage,
+                corpus.units[number].id,
+                f"{len(about)} {reason} {', '.join(dict.fromkeys(about))}",
+            )
+            for (stage, reason), about in found[number].dropped.items()
         ]
     return found, ask.failures
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from ragtuned_pipeline.graph.names import OTHER, clean_name, fold, name_key, names_in, nearest_type
 
 _STRENGTHS = (1.0, 10.0)
+_UNKNOWN_END = "neither listed nor in the text are"
 _NOTHING = frozenset(("", "none", "null", "n a", "unknown", "nobody", "no one"))
 
 
@@ -134,11 +134,14 @@ class Statement:
 
 @dataclass
 class Findings:
-    """What the replies on one text unit say; `dropped` counts the reasons for what is left out."""
+    """What the replies on one text unit say.
+
+    `dropped` is what is left out: (stage, reason) -> one word on each piece.
+    """
 
     mentions: list[Mention] = field(default_factory=list)
     statements: list[Statement] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
+    dropped: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
 
 class Reader:
@@ -180,13 +183,13 @@ class Reader:
         source, target = self._end(related.source), self._end(related.target)
         if not (source and target):
             named = related.target if source else related.source
-            self._drop("relationship", f"{named!r} is neither listed nor in the text")
+            self._drop("extraction", "relationships dropped, " + _UNKNOWN_END, named)
             return
         if source == target:
             return
         lines = self._cited(related.sentences) or self._stating(source, target)
         if not lines:
-            self._drop("relationship", "no sentence names its ends")
+            self._drop("extraction", "relationships dropped, no sentence tells of", source)
             return
         self._found.statements.append(
             Statement(source, target, related.description, related.strength, lines)
@@ -195,7 +198,7 @@ class Reader:
     def _claim(self, claim: ExtractedClaim) -> None:
         subject = self._end(claim.subject)
         if not subject:
-            self._drop("claim", f"{claim.subject!r} is neither listed nor in the text")
+            self._drop("claims", "claims dropped, " + _UNKNOWN_END, claim.subject)
             return
         about = fold(claim.object) not in _NOTHING and self._end(claim.object)
         lines = self._cited(claim.sentences) or self._naming(subject)
@@ -225,8 +228,8 @@ class Reader:
         self._found.mentions.append(mention)
         self._lines.setdefault(mention.key, set()).update(mention.lines)
 
-    def _drop(self, what: str, why: str) -> None:
-        self._found.dropped[f"{what} dropped: {why}"] += 1
+    def _drop(self, stage: str, reason: str, about: str) -> None:
+        self._found.dropped.setdefault((stage, reason), []).append(repr(about))
 
     def _cited(self, numbers: Sequence[int]) -> tuple[int, ...]:
         count = len(self._passage.lines)

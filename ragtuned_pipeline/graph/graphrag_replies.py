@@ -27,7 +27,11 @@ _START = re.compile(
 )
 _CLOSED = re.compile(rf"([{_QUOTES}\d.]\s*\))\s*(?:\n|##).*", re.DOTALL)
 _NEXT_LINE = re.compile(r"\s*(?:##|\n\s*(?:\*\*|```|#|[-•]|\(?\d+[.)])).*", re.DOTALL)
-_WEIGHT = re.compile(r"[^\d.]{0,20}?(-?\d+(?:\.\d+)?)(?:\s*/\s*10)?\D{0,3}")
+_WEIGHT = re.compile(
+    r"(?:(?:relationship[_ ])?(?:weight|strength|score)\s*[:=]?\s*)?"
+    r"(-?\d+(?:\.\d+)?)(?:\s*/\s*10)?[\s.)]*",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)

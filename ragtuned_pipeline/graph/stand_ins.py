@@ -28,9 +28,10 @@ from ragtuned_pipeline.graph.names import fold, name_key, names_in
 from ragtuned_pipeline.inference.calls import Call
 
 _SENTENCE = re.compile(r"^\[(\d+)\] (.*)$", re.MULTILINE)
-_DESCRIPTION = 170  # characters a description has in the replies of hosted models, about
-_STATEMENT = 120
-_GLEANED = 5  # one of so many entities is gleaned again
+# Averages of 84 replies of a hosted model to GraphRAG's prompt; descriptions in characters.
+_OF_AN_ENTITY, _OF_A_RELATIONSHIP = 125, 108
+_RELATIONSHIPS_AN_ENTITY = 0.8
+_GLEANED = 10  # one of so many entities is gleaned again
 _CLAIMED = 4  # one of so many relationships makes a claim
 _REASON = "The two descriptions speak of different times, places and people, so they differ."
 
@@ -69,14 +70,14 @@ class _UnitGraph:
 
     def extraction(self, call: Call[Extraction]) -> Extraction:
         shown = _shown(call)
-        return Extraction(
-            entities=[_entity(row, shown) for row in self._entities[call.item_id]],
-            relationships=[
-                related
-                for row in self._relationships[call.item_id]
-                for related in _relationship(row, shown)
-            ],
-        )
+        entities = [_entity(row, shown) for row in self._entities[call.item_id]]
+        relationships = [
+            related
+            for row in self._relationships[call.item_id]
+            for related in _relationship(row, shown)
+        ]
+        most = round(_RELATIONSHIPS_AN_ENTITY * len(entities))
+        return Extraction(entities=entities, relationships=relationships[:most])
 
     def gleaning(self, call: Call[Gleaning]) -> Gleaning:
         shown = _shown(call)
@@ -112,7 +113,7 @@ def _entity(row: Mapping[str, Any], shown: Mapping[int, str]) -> ExtractedEntity
     ]
     told = " ".join(shown[number] for number in naming) or row["description"]
     return ExtractedEntity(
-        name=row["title"], type=row["type"], description=told[:_DESCRIPTION], sentences=naming
+        name=row["title"], type=row["type"], description=told[:_OF_AN_ENTITY], sentences=naming
     )
 
 
@@ -121,7 +122,7 @@ def _relationship(row: Mapping[str, Any], shown: Mapping[int, str]) -> list[Extr
     stating = [number for number, words in shown.items() if words.endswith(tuple(row["sentences"]))]
     if not stating:
         return []
-    told = " ".join(shown[number] for number in stating)[:_STATEMENT]
+    told = " ".join(shown[number] for number in stating)[:_OF_A_RELATIONSHIP]
     return [
         ExtractedRelationship(
             source=row["source"],

@@ -12,7 +12,8 @@ from typing import Any
 
 _SENTENCE = re.compile(r"^\[(\d+)\] (.*)$", re.MULTILINE)
 _TYPES = {"object": "specific object"}  # the gold's word and the settings'
-_SENTENCES_TOLD = 2
+_DESCRIPTION = 400  # characters
+_MANY = 4  # relationships of a passage, of which the last is only gleaned
 
 
 class GraphScript:
@@ -20,7 +21,8 @@ class GraphScript:
 
     An entity is found where a sentence holds its name or an alias. An alias that several things
     share stands for the one that is named in full in the same passage, else for none. Two things
-    are related where the gold relates them and a sentence holds both.
+    are related where the gold relates them and a sentence holds both; of many relationships one is
+    missed at first.
     """
 
     def __init__(self, gold_folder: Path) -> None:
@@ -41,9 +43,12 @@ class GraphScript:
         first = next(m["content"] for m in messages if m["role"] == "user")
         match name:
             case "Extraction":
-                return self._extraction(_sentences(first))
+                entities, relationships, _ = self._graph(_sentences(first))
+                return {"entities": entities, "relationships": relationships}
             case "Gleaning":
-                return {"entities": [], "relationships": []}
+                _, _, missed = self._graph(_sentences(first))
+                asked = sum(message["role"] == "assistant" for message in messages)
+                return {"entities": [], "relationships": missed if asked == 1 else []}
             case "Claims":
                 return {"claims": []}
             case "SameEntity":
@@ -54,7 +59,10 @@ class GraphScript:
                 return {"description": " ".join(told[:words])}
         raise ValueError(f"no script for {name}")
 
-    def _extraction(self, sentences: Sequence[tuple[int, str]]) -> dict[str, Any]:
+    def _graph(
+        self, sentences: Sequence[tuple[int, str]]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return the entities, the relationships, and those that only a gleaning finds."""
         named = self._named(sentences)
         lines = dict(sentences)
         places: dict[str, list[int]] = defaultdict(list)
@@ -65,7 +73,7 @@ class GraphScript:
             {
                 "name": thing,
                 "type": _TYPES.get(self._types[thing], self._types[thing]),
-                "description": " ".join(lines[n] for n in numbers[:_SENTENCES_TOLD])[:600],
+                "description": lines[numbers[0]][:_DESCRIPTION],
                 "sentences": numbers,
             }
             for thing, numbers in sorted(places.items())
@@ -86,7 +94,8 @@ class GraphScript:
             }
             for (source, target), numbers in sorted(stated.items())
         ]
-        return {"entities": entities, "relationships": relationships}
+        found = len(relationships) - (len(relationships) >= _MANY)
+        return entities, relationships[:found], relationships[found:]
 
     def _named(self, sentences: Sequence[tuple[int, str]]) -> dict[int, set[str]]:
         """Return for each sentence the things that it names."""
