@@ -61,6 +61,53 @@ def run(
 
 
 @app.command()
+def plan(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of documents.")],
+    profile: Annotated[str | None, typer.Option(help="embedded, gpu or api.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.NAME=VALUE", help="A setting.")
+    ] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what DIR would cost: calls, tokens, money and time. Nothing is asked or written."""
+    from dataclasses import asdict
+
+    from ragtuned_pipeline.corpus.readers import CorpusError
+    from ragtuned_pipeline.orchestration.display import show_plan
+    from ragtuned_pipeline.orchestration.planning import plan_folder
+    from ragtuned_pipeline.settings import load_settings
+
+    place = _home(home)
+    settings = load_settings(place.folder, overrides=_overrides(set_ or [], profile))
+    try:
+        planned = plan_folder(folder, settings, place.completions)
+    except CorpusError as error:
+        _fail(str(error))
+    if as_json:
+        print(json.dumps(asdict(planned), ensure_ascii=False))
+    else:
+        show_plan(planned, settings)
+
+
+@app.command()
+def prune(
+    days: Annotated[float, typer.Option(min=0, help="Replies unused for so many days go.")] = 90,
+    home: HomeOption = None,
+) -> None:
+    """Delete stored replies of the teacher that no run has used for a while."""
+    from ragtuned_pipeline.inference.completions import CompletionStore
+
+    place = _home(home)
+    if not place.completions.is_file():
+        print(f"No stored replies in {place.folder}.")
+        return
+    with CompletionStore(place.completions) as store:
+        gone, left = store.prune(days), store.count()
+    print(f"{gone:,} stored replies deleted, {left:,} kept in {place.completions}")
+
+
+@app.command()
 def evaluate(corpus: CorpusArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Ask the corpus's questions again, score every system and write the report."""
     place = _known(home, corpus)

@@ -60,6 +60,7 @@ class TeacherSettings(_Section):
     max_attempts: int = Field(6, ge=1)  # of one call
     price_prompt: float = Field(0.0, ge=0)  # per million tokens, in your currency
     price_completion: float = Field(0.0, ge=0)
+    assumed_tokens_per_second: float = Field(40, gt=0)  # of one reply; for the plan's times
     embedding_model: str = ""  # at the same address; finds near-equal names. "" is none
     server_arguments: tuple[str, ...] = ()  # more arguments for the managed vLLM server
     server_start_seconds: float = Field(900, gt=0)

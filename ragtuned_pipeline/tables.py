@@ -199,6 +199,14 @@ SCHEMAS: dict[str, pa.Schema] = {
         reason=_S,
         judge=_S,
     ),
+    # One row a step: what the teacher was asked, or would be, whether or not a reply was stored.
+    "teacher_usage": _schema(
+        step=_S,
+        calls=_I,  # items; retries are counted in the completion store
+        failed=_I,  # of them
+        prompt_tokens=_I,
+        completion_tokens=_I,
+    ),
     "failures": _FAILURES,
 }
 

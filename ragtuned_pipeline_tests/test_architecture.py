@@ -16,7 +16,7 @@ PACKAGE = Path(ragtuned_pipeline.__path__[0])
 LEFT = {
     "corpus": set(),
     "inference": set(),
-    "graph": {"corpus"},
+    "graph": {"corpus", "inference"},
     "synthesis": {"corpus", "graph", "inference"},
     "tuning": {"corpus", "graph", "synthesis", "inference"},
     "evaluation": {"corpus", "graph", "synthesis", "tuning", "inference"},

@@ -91,6 +91,7 @@ def score(
     training_rows: pa.Table,
     coverage: pa.Table,
     left_out: Mapping[str, int],
+    teacher: Mapping[str, Any],
     versions: Mapping[str, str],
     seed: int,
 ) -> dict[str, Any]:
@@ -107,6 +108,7 @@ def score(
         skipped: system -> why it took no part.
         coverage: one row a sentence of the corpus.
         left_out: what the time budget kept out of tuning -> how many.
+        teacher: of `teacher_account`, empty where no teacher was asked.
         versions: of packages, models and data, by name.
 
     Raises:
@@ -129,7 +131,55 @@ def score(
         "skipped": dict(skipped),
         "control_shuffled": _control(control_queries, control_answers, seed),
         "coverage": _coverage(qa_pairs, training_rows, coverage, left_out),
+        "teacher": dict(teacher),
         "win_rates": [],
+    }
+
+
+def teacher_account(
+    model: str, planned: pa.Table, asked: pa.Table, price_prompt: float, price_completion: float
+) -> dict[str, Any]:
+    """Return what the teacher was asked beside what was planned, by step and in all.
+
+    Args:
+        planned, asked: tables `teacher_usage`; of a step that stands in one only, the other counts
+            as nothing.
+        price_prompt, price_completion: for a million tokens.
+    """
+
+    def column(rows: Mapping[str, Any], name: str) -> int:
+        return sum(row[name] for row in rows.values())
+
+    def money(rows: Mapping[str, Any]) -> float:
+        prompt, reply = column(rows, "prompt_tokens"), column(rows, "completion_tokens")
+        return _rounded((prompt * price_prompt + reply * price_completion) / 1e6)
+
+    plan = {row["step"]: row for row in planned.to_pylist()}
+    real = {row["step"]: row for row in asked.to_pylist()}
+    nothing = {"calls": 0, "failed": 0, "prompt_tokens": 0, "completion_tokens": 0}
+    steps = [
+        {
+            "step": step,
+            "failed": real.get(step, nothing)["failed"],
+            **{
+                f"{name}{suffix}": rows.get(step, nothing)[name]
+                for name in ("calls", "prompt_tokens", "completion_tokens")
+                for suffix, rows in (("_planned", plan), ("", real))
+            },
+        }
+        for step in dict.fromkeys([*plan, *real])
+    ]
+    totals = {
+        f"{name}{suffix}": column(rows, name)
+        for name in ("calls", "prompt_tokens", "completion_tokens")
+        for suffix, rows in (("_planned", plan), ("", real))
+    }
+    return {
+        "model": model,
+        "steps": steps,
+        **totals,
+        "money_planned": money(plan),
+        "money": money(real),
     }
 
 

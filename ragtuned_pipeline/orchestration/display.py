@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,6 +14,11 @@ from rich.table import Table
 from ragtuned_pipeline.evaluation.queries import QUESTION_SETS
 from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET
 from ragtuned_pipeline.orchestration.runs import StepEvent
+
+if TYPE_CHECKING:
+    from ragtuned_pipeline.inference.completions import Usage
+    from ragtuned_pipeline.orchestration.planning import FolderPlan
+    from ragtuned_pipeline.settings import Settings
 
 
 @contextmanager
@@ -61,6 +66,8 @@ class _Shown:
             self._progress.advance(self._run)
         elif event.kind == "training":
             self._show_training(event)
+        elif event.kind == "teacher":
+            self._progress.update(self._run, note=_teacher_note(event.numbers or {}))
 
     def _show_training(self, event: StepEvent) -> None:
         numbers = event.numbers or {}
@@ -78,6 +85,75 @@ class _Shown:
             completed=numbers["step"],
             note=self._note,
         )
+
+
+def _teacher_note(numbers: Mapping[str, Any]) -> str:
+    note = f"{numbers['step']}: {numbers['calls']:,} calls"
+    if numbers["stored"]:
+        note += f" ({numbers['stored']:,} from the store)"
+    if numbers["failed"]:
+        note += f", {numbers['failed']:,} failed"
+    note += f"; this run {numbers['tokens']:,} tokens"
+    return note + (f", {numbers['money']:,.2f}" if numbers["money"] else "")
+
+
+def plan_table(steps: Mapping[str, Usage], settings: Settings) -> Table:
+    """A plan as a terminal table: a row a step, then their sum."""
+    from ragtuned_pipeline.inference.completions import Usage
+    from ragtuned_pipeline.inference.plan import seconds
+
+    shown = Table(title="what the teacher would be asked")
+    shown.add_column("step", no_wrap=True)
+    for name in ("calls", "paid already", "prompt tokens", "reply tokens", "money", "minutes"):
+        shown.add_column(name, justify="right")
+    times = {step: seconds(usage, settings.teacher) / 60 for step, usage in steps.items()}
+    rows = [(step, usage, times[step]) for step, usage in steps.items()]
+    total = ("all", sum(steps.values(), Usage()), sum(times.values()))
+    for step, usage, minutes in [*rows, total]:
+        if step == "all":
+            shown.add_section()
+        shown.add_row(
+            step.replace("_", " "),
+            f"{usage.calls:,}",
+            f"{usage.hits:,}",
+            f"{usage.prompt_tokens:,}",
+            f"{usage.completion_tokens:,}",
+            f"{usage.money:,.2f}",
+            f"{minutes:,.1f}",
+        )
+    return shown
+
+
+def show_plan(planned: FolderPlan, settings: Settings) -> None:
+    """Print the plan for a folder, and whether it is within the budget."""
+    from ragtuned_pipeline.inference.completions import Usage
+
+    console = Console()
+    console.print(
+        f"{planned.documents:,} documents, {planned.text_units:,} text units, "
+        f"{planned.unreadable:,} unreadable; tuning takes about "
+        f"{settings.tuning.time_budget_minutes:g} minutes (tuning.time_budget_minutes)",
+        highlight=False,
+    )
+    if not planned.steps:
+        console.print(
+            "No teacher is asked (teacher.engine is none): nothing is spent.", highlight=False
+        )
+        return
+    console.print(plan_table(planned.steps, settings))
+    total, limits = sum(planned.steps.values(), Usage()), settings.budget
+    tokens = total.prompt_tokens + total.completion_tokens
+    for name, limit, value in (
+        ("max_calls", limits.max_calls, total.calls),
+        ("max_tokens", limits.max_tokens, tokens),
+        ("max_money", limits.max_money, total.money),
+    ):
+        if limit is not None and value > limit:
+            console.print(
+                f"over the limit budget.{name} = {limit:,}: the run would stop there and go on "
+                "with a higher one",
+                highlight=False,
+            )
 
 
 def score_table(scorecard: Mapping[str, Any]) -> Table:
@@ -144,6 +220,14 @@ def show_status(entry: Mapping[str, Any]) -> None:
     shown.add_row("folder", entry["folder"])
     for name, count in entry["rows"].items():
         shown.add_row(name.replace("_", " "), "not made yet" if count is None else f"{count:,}")
+    for step, usage in entry["teacher"].items():
+        shown.add_row(
+            f"teacher, {step.replace('_', ' ')}",
+            f"{usage['calls']:,} requests ({usage['retries']:,} repeated, "
+            f"{usage['failed']:,} given up), {usage['hits']:,} from the store, "
+            f"{usage['prompt_tokens'] + usage['completion_tokens']:,} tokens, "
+            f"{usage['money']:,.2f}",
+        )
     shown.add_row("promoted adapter", entry["promoted_adapter"] or "none")
     if entry["promotion_refused"]:
         shown.add_row("not promoted", entry["promotion_refused"])

@@ -49,6 +49,11 @@ class Home:
         """A folder or any fsspec address."""
         return os.environ.get("RAGTUNED_TABLES") or str(self.folder / "tables")
 
+    @property
+    def completions(self) -> Path:
+        """The completion store, shared by all corpora."""
+        return self.folder / "completions.sqlite"
+
     def report(self, corpus: str) -> Path:
         return self.folder / "reports" / corpus
 

@@ -34,8 +34,8 @@ class RunFailed(RuntimeError):
 class StepEvent:
     """What the command line shows while a run goes on.
 
-    `kind` is "plan" (count = number of steps), "start", "done", "skipped" or "training" (numbers =
-    the trainer's progress line).
+    `kind` is "plan" (count = number of steps), "start", "done", "skipped", "training" (numbers =
+    the trainer's progress line) or "teacher" (numbers = what the step has asked so far).
     """
 
     kind: str
@@ -140,9 +140,10 @@ def _alone(home: Home, corpus: str) -> Iterator[None]:
 def _tell(entry: EventLogEntry, on_event: Callable[[StepEvent], None]) -> None:
     event = entry.dagster_event
     if event is None:
-        if entry.user_message.startswith('{"training"'):
-            line = json.loads(entry.user_message)["training"]
-            on_event(StepEvent("training", entry.step_key or "", numbers=line))
+        for kind in ("training", "teacher"):
+            if entry.user_message.startswith(f'{{"{kind}"'):
+                line = json.loads(entry.user_message)[kind]
+                on_event(StepEvent(kind, entry.step_key or "", numbers=line))
     elif event.is_step_start:
         on_event(StepEvent("start", event.step_key or ""))
     elif event.is_step_success:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -35,6 +36,7 @@ def corpus_status(home: Home, corpus: str) -> dict[str, Any]:
         "corpus": corpus,
         "folder": str((home.corpora / corpus).resolve()),
         "rows": {name: _rows(store, name, corpus) for name in _COUNTED},
+        "teacher": _teacher_usage(home, corpus),
         "trained_adapter": training.adapter if training else None,
         "training_seconds": training.result["seconds"] if training else None,
         "promoted_adapter": current.resolve().name if current.is_dir() else None,
@@ -42,6 +44,16 @@ def corpus_status(home: Home, corpus: str) -> dict[str, Any]:
         "scorecard": scorecard,
         "report": str(report) if report.is_file() else None,
     }
+
+
+def _teacher_usage(home: Home, corpus: str) -> dict[str, dict[str, Any]]:
+    """What all runs of the corpus have asked and spent, by step."""
+    from ragtuned_pipeline.inference.completions import CompletionStore
+
+    if not home.completions.is_file():
+        return {}
+    with CompletionStore(home.completions) as store:
+        return {step: asdict(usage) for step, usage in store.corpus_usage(corpus).items()}
 
 
 def _rows(store: TableStore, name: str, corpus: str) -> int | None:

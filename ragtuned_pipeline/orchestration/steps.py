@@ -55,7 +55,7 @@ def code_version(*rooms: str) -> str:
     for room in ("tables.py", "ids.py", *rooms):
         place = Path(ROOT) / room
         for file in [place] if place.is_file() else sorted(place.rglob("*")):
-            if file.suffix in {".py", ".j2", ".json", ".toml", ".safetensors"}:
+            if file.suffix in {".py", ".j2", ".json", ".toml", ".txt", ".safetensors"}:
                 digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -186,6 +186,8 @@ def schema_name(asset: str) -> str:
     """The table schema of an asset: `documents_failures` is a failures table, and so on."""
     if asset.endswith("_failures"):
         return "failures"
+    if asset.endswith("_usage") or asset == "teacher_plan":
+        return "teacher_usage"
     return "answers" if asset.startswith("answers_") else _SAME_SCHEMA.get(asset, asset)
 
 

@@ -240,6 +240,7 @@ def scored(**changes: Any) -> dict[str, Any]:
         "training_rows": training_rows(pairs),
         "coverage": coverage(),
         "left_out": {"wordings": 3},
+        "teacher": {},
         "versions": {"numpy": "2", "adapter": "abc"},
         "seed": 29,
     }

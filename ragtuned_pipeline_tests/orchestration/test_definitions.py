@@ -3,14 +3,23 @@
 from ragtuned_pipeline.definitions import defs
 
 ASSETS = {
-    "corpus": ["base_text_units", "corpus_folder", "documents", "documents_failures"],
+    "corpus": [
+        "base_text_units",
+        "corpus_folder",
+        "documents",
+        "documents_failures",
+        "teacher_plan",
+    ],
     "graph": [
         "communities",
         "community_reports",
         "entities",
         "graph_failures",
         "graph_picture",
+        "graph_usage",
         "relationships",
+        "reports_failures",
+        "reports_usage",
         "text_units",
     ],
     "synthesis": [
@@ -18,6 +27,7 @@ ASSETS = {
         "new_wording_queries",
         "qa_pairs",
         "synthesis_failures",
+        "synthesis_usage",
         "training_plan",
         "training_rows",
     ],

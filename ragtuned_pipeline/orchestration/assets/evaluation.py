@@ -26,6 +26,7 @@ from ragtuned_pipeline.orchestration.steps import (
     settings_key,
     table_assets,
 )
+from ragtuned_pipeline.orchestration.teaching import teacher_model
 from ragtuned_pipeline.orchestration.training import (
     read_training,
     train_adapter,
@@ -96,13 +97,16 @@ def questions(
     )
 
 
+_ANSWERING = [f"inference/{name}.py" for name in ("engine", "base_models", "transformers_engine")]
+
+
 def _answers_asset(system: str) -> dg.AssetsDefinition:
     """The answers of one system; adding a system adds, and runs, one asset."""
 
     @table_assets(
         outputs={f"answers_{system}": f"What the system {system} answered, and what it cost."},
         group="evaluation",
-        rooms=["evaluation/systems", "evaluation/retrieval.py", "inference"],
+        rooms=["evaluation/systems", "evaluation/retrieval.py", *_ANSWERING],
         inputs=["queries", "documents"],
         deps=["lora_adapter"] if system == "tuned" else [],
         kinds={"huggingface"},
@@ -217,7 +221,7 @@ def control_adapter(
 @table_assets(
     outputs={"answers_control": "What the control adapter answered."},
     group="evaluation",
-    rooms=["evaluation/systems", "inference"],
+    rooms=["evaluation/systems", *_ANSWERING],
     inputs=["control_queries", "documents"],
     deps=["control_adapter"],
     kinds={"huggingface"},
@@ -248,7 +252,7 @@ def control_answers(
     )
 
 
-_STAGES = ("documents", "graph", "synthesis", "queries")
+_STAGES = ("documents", "graph", "reports", "synthesis", "queries")
 
 
 @table_assets(
@@ -315,15 +319,28 @@ def scorecard(
     training_rows: pa.Table,
     training_plan: pa.Table,
     coverage: pa.Table,
+    teacher_plan: pa.Table,
+    graph_usage: pa.Table,
+    reports_usage: pa.Table,
+    synthesis_usage: pa.Table,
 ) -> Iterator[Any]:
     """What every system reached on every question set, as scorecard.json."""
-    from ragtuned_pipeline.evaluation.scorecard import score, write_scorecard
+    from ragtuned_pipeline.evaluation.scorecard import score, teacher_account, write_scorecard
     from ragtuned_pipeline.orchestration.gate import gate
     from ragtuned_pipeline.orchestration.versions import versions
 
     corpus = context.partition_key
     settings = home.home.settings(corpus)
     notes = {system: read_note(home.home, corpus, system) for system in SYSTEMS}
+    teacher: dict[str, Any] = {}
+    if settings.teacher.engine != "none":
+        teacher = teacher_account(
+            teacher_model(settings),
+            teacher_plan,
+            pa.concat_tables([graph_usage, reports_usage, synthesis_usage]),
+            settings.teacher.price_prompt,
+            settings.teacher.price_completion,
+        )
     made = score(
         corpus=corpus,
         queries=queries,
@@ -336,6 +353,7 @@ def scorecard(
         training_rows=training_rows,
         coverage=coverage,
         left_out=dict(training_plan["left_out"][0].as_py()),
+        teacher=teacher,
         versions=versions(read_training(home.home, corpus, "tuned"), training_rows, queries),
         seed=settings.evaluation.seed,
     )

@@ -18,6 +18,13 @@ from ragtuned_pipeline.orchestration.steps import (
     settings_key,
     table_assets,
 )
+from ragtuned_pipeline.orchestration.teaching import (
+    TeacherResource,
+    embedder,
+    teacher_key,
+    token_counter,
+)
+from ragtuned_pipeline.tables import table
 
 
 @table_assets(
@@ -26,10 +33,12 @@ from ragtuned_pipeline.orchestration.steps import (
         "relationships": "Directed statements between two entities, with the stating sentences.",
         "text_units": "The text units with the entities and relationships found in them.",
         "graph_failures": "Text units that the extraction could not process.",
+        "graph_usage": "What the teacher was asked for the graph; empty without one.",
     },
     group="graph",
     rooms=["graph", "corpus/sentences.py"],
     inputs=["documents", "base_text_units"],
+    deps=["teacher_plan"],  # what it will cost is there before anything is spent
     checks={
         "entities": ["no_dangling_ids"],
         "relationships": ["no_dangling_ids"],
@@ -40,22 +49,38 @@ from ragtuned_pipeline.orchestration.steps import (
 def knowledge_graph(
     context: dg.AssetExecutionContext,
     home: HomeResource,
+    teacher: TeacherResource,
     documents: pa.Table,
     base_text_units: pa.Table,
 ) -> Iterator[Any]:
+    from ragtuned_pipeline.graph.extraction_llm import extract_with_teacher
     from ragtuned_pipeline.graph.extraction_offline import extract
 
     settings = home.home.settings(context.partition_key)
 
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
-        graph = extract(documents, base_text_units, settings.graph)
+        if settings.teacher.engine == "none":
+            graph = extract(documents, base_text_units, settings.graph)
+            usage, shown = table("teacher_usage", []), {}
+        else:
+            with teacher.open(context, home.home, settings, "entities") as asked:
+                graph = extract_with_teacher(
+                    documents,
+                    base_text_units,
+                    asked,
+                    settings.graph,
+                    token_counter(settings),
+                    embedder(settings),
+                )
+                usage, shown = asked.usage(), asked.metadata()
         tables = {
             "entities": graph.entities,
             "relationships": graph.relationships,
             "text_units": graph.text_units,
             "graph_failures": graph.failures,
+            "graph_usage": usage,
         }
-        return tables, {}
+        return tables, shown
 
     def checks(tables: Any) -> list[dg.AssetCheckResult]:
         entities, relationships = tables["entities"], tables["relationships"]
@@ -86,8 +111,8 @@ def knowledge_graph(
     yield from run_step(
         context,
         home.store,
-        ["entities", "relationships", "text_units", "graph_failures"],
-        settings_key(settings.graph),
+        ["entities", "relationships", "text_units", "graph_failures", "graph_usage"],
+        settings_key(settings.graph, teacher_key(settings)),
         {"documents": documents, "base_text_units": base_text_units},
         compute,
         checks,
@@ -135,32 +160,59 @@ def clusters(
 
 
 @table_assets(
-    outputs={"community_reports": "A report on each community, children before their parents."},
+    outputs={
+        "community_reports": "A report on each community, children before their parents.",
+        "reports_failures": "Communities without a report by the teacher; theirs is extractive.",
+        "reports_usage": "What the teacher was asked for the reports; empty without one.",
+    },
     group="graph",
-    rooms=["graph/reports.py"],
+    rooms=["graph"],
     inputs=["communities", "entities", "relationships", "text_units"],
+    checks={"community_reports": ["failures_share"]},
 )
 def reports(
     context: dg.AssetExecutionContext,
     home: HomeResource,
+    teacher: TeacherResource,
     communities: pa.Table,
     entities: pa.Table,
     relationships: pa.Table,
     text_units: pa.Table,
 ) -> Iterator[Any]:
     from ragtuned_pipeline.graph.reports import extractive_reports
+    from ragtuned_pipeline.graph.reports_llm import reports_with_teacher
 
     settings = home.home.settings(context.partition_key)
+    graph = communities, entities, relationships, text_units
 
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
-        made = extractive_reports(communities, entities, relationships, text_units, settings.graph)
-        return {"community_reports": made}, {}
+        if settings.teacher.engine == "none":
+            made, failed = extractive_reports(*graph, settings.graph), table("failures", [])
+            usage, shown = table("teacher_usage", []), {}
+        else:
+            with teacher.open(context, home.home, settings, "community_reports") as asked:
+                made, failed = reports_with_teacher(
+                    *graph, asked, settings.graph, token_counter(settings)
+                )
+                usage, shown = asked.usage(), asked.metadata()
+        tables = {"community_reports": made, "reports_failures": failed, "reports_usage": usage}
+        return tables, shown
+
+    def checks(tables: Any) -> list[dg.AssetCheckResult]:
+        return [
+            failures_check(
+                "community_reports",
+                tables["reports_failures"].num_rows,
+                communities.num_rows,
+                settings.checks.max_failed_share,
+            )
+        ]
 
     yield from run_step(
         context,
         home.store,
-        ["community_reports"],
-        settings_key(settings.graph),
+        ["community_reports", "reports_failures", "reports_usage"],
+        settings_key(settings.graph, teacher_key(settings)),
         {
             "communities": communities,
             "entities": entities,
@@ -168,6 +220,7 @@ def reports(
             "text_units": text_units,
         },
         compute,
+        checks,
     )
 
 

@@ -7,6 +7,7 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ragtuned_pipeline.inference.engine import system_message
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.steps import (
     UserError,
@@ -17,6 +18,7 @@ from ragtuned_pipeline.orchestration.steps import (
     settings_key,
     table_assets,
 )
+from ragtuned_pipeline.orchestration.teaching import TeacherResource, teacher_key
 from ragtuned_pipeline.tables import table
 
 
@@ -25,6 +27,7 @@ from ragtuned_pipeline.tables import table
         "qa_pairs": "Questions and answers, local, global and unanswerable; dropped ones kept.",
         "new_wording_queries": "Questions in forms that neither tuning nor the base has seen.",
         "synthesis_failures": "Items that gave no pair because they could not be processed.",
+        "synthesis_usage": "What the teacher was asked for the pairs; empty without one.",
     },
     group="synthesis",
     rooms=["synthesis", "corpus/sentences.py"],
@@ -41,6 +44,7 @@ from ragtuned_pipeline.tables import table
 def pairs(
     context: dg.AssetExecutionContext,
     home: HomeResource,
+    teacher: TeacherResource,
     documents: pa.Table,
     text_units: pa.Table,
     entities: pa.Table,
@@ -49,26 +53,29 @@ def pairs(
     community_reports: pa.Table,
 ) -> Iterator[Any]:
     from ragtuned_pipeline.synthesis.synthesise import synthesise
+    from ragtuned_pipeline.synthesis.synthesise_llm import synthesise_with_teacher
 
     settings = home.home.settings(context.partition_key)
+    memory = documents, text_units, entities, relationships, communities, community_reports
 
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
-        made = synthesise(
-            documents,
-            text_units,
-            entities,
-            relationships,
-            communities,
-            community_reports,
-            settings.synthesis,
-        )
+        if settings.teacher.engine == "none":
+            made = synthesise(*memory, settings.synthesis)
+            usage, shown = table("teacher_usage", []), {}
+        else:
+            told = system_message(settings.tuning.base_model)
+            with teacher.open(context, home.home, settings, "qa_pairs") as asked:
+                base = teacher.base(settings, asked)
+                made = synthesise_with_teacher(*memory, asked, base, settings.synthesis, told)
+                usage, shown = asked.usage(), asked.metadata()
         tables = {
             "qa_pairs": made.qa_pairs,
             "new_wording_queries": made.queries_new_wording,
             "synthesis_failures": made.failures,
+            "synthesis_usage": usage,
         }
         kept = made.qa_pairs.filter(made.qa_pairs["kept"])
-        return tables, {
+        return tables, shown | {
             "kept": kept.num_rows,
             "facts": pc.count_distinct(kept["fact_id"]).as_py(),
             "by_kind": _counts(kept, "kind"),
@@ -98,8 +105,8 @@ def pairs(
     yield from run_step(
         context,
         home.store,
-        ["qa_pairs", "new_wording_queries", "synthesis_failures"],
-        settings_key(settings.synthesis),
+        ["qa_pairs", "new_wording_queries", "synthesis_failures", "synthesis_usage"],
+        settings_key(settings.synthesis, teacher_key(settings)),
         {
             "documents": documents,
             "text_units": text_units,

@@ -10,6 +10,7 @@ from ragtuned_pipeline.inference.engine import system_message
 from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.steps import OWNER, code_version
+from ragtuned_pipeline.orchestration.teaching import TeacherResource
 from ragtuned_pipeline.orchestration.training import train_adapter, training_metadata
 
 
@@ -24,6 +25,7 @@ from ragtuned_pipeline.orchestration.training import train_adapter, training_met
 def lora_adapter(
     context: dg.AssetExecutionContext,
     home: HomeResource,
+    teacher: TeacherResource,
     pipes: dg.PipesSubprocessClient,
     training_rows: pa.Table,
     qa_pairs: pa.Table,
@@ -31,6 +33,7 @@ def lora_adapter(
     """A LoRA adapter of the base model, tuned on the training rows by TRL's SFTTrainer."""
     from ragtuned_pipeline.evaluation.queries import trained_facts
 
+    teacher.stop()  # the GPU is the trainer's now
     corpus = context.partition_key
     tuning = home.home.settings(corpus).tuning
     trained = trained_facts(training_rows)

@@ -1,0 +1,112 @@
+"""What a corpus would cost before anything is spent: the steps run with a teacher of stand-ins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ragtuned_pipeline.orchestration.teaching import teacher_model, token_counter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from ragtuned_pipeline.inference.completions import CompletionStore, Usage
+    from ragtuned_pipeline.settings import Settings
+
+
+def plan_teaching(
+    documents: pa.Table,
+    base_text_units: pa.Table,
+    settings: Settings,
+    store: CompletionStore | None,
+) -> dict[str, Usage]:
+    """Return what the teacher would be asked, by step in the order of the pipeline.
+
+    The graph is taken from the offline extractor, so that the later steps are planned on about as
+    many entities, relationships and communities as the teacher will find.
+
+    Args:
+        store: replies in it cost nothing; None to plan as if there were none.
+
+    Raises:
+        SettingsError: the teacher's model is not named or cannot be found.
+    """
+    from ragtuned_pipeline.graph.communities import cluster
+    from ragtuned_pipeline.graph.extraction_llm import extract_with_teacher
+    from ragtuned_pipeline.graph.extraction_offline import extract
+    from ragtuned_pipeline.graph.report_stand_ins import report_stand_ins
+    from ragtuned_pipeline.graph.reports_llm import reports_with_teacher
+    from ragtuned_pipeline.graph.stand_ins import extraction_stand_ins
+    from ragtuned_pipeline.inference.engine import system_message
+    from ragtuned_pipeline.inference.plan import Planner
+    from ragtuned_pipeline.synthesis.stand_ins import synthesis_stand_ins
+    from ragtuned_pipeline.synthesis.synthesise_llm import synthesise_with_teacher
+
+    count = token_counter(settings)
+    offline = extract(documents, base_text_units, settings.graph)
+    stand_ins = {
+        **extraction_stand_ins(offline),
+        **report_stand_ins(),
+        **synthesis_stand_ins(),
+    }
+    planner = Planner(teacher_model(settings), settings.teacher, stand_ins, count, store)
+    graph = extract_with_teacher(documents, base_text_units, planner, settings.graph, count)
+    communities = cluster(graph.entities, graph.relationships, settings.graph)
+    tables = communities, graph.entities, graph.relationships, graph.text_units
+    reports, _ = reports_with_teacher(*tables, planner, settings.graph, count)
+    synthesise_with_teacher(
+        documents,
+        graph.text_units,
+        graph.entities,
+        graph.relationships,
+        communities,
+        reports,
+        planner,
+        None,
+        settings.synthesis,
+        system_message(settings.tuning.base_model),
+    )
+    return planner.usage
+
+
+@dataclass(frozen=True)
+class FolderPlan:
+    """A plan for a folder: how large it is, and what the teacher would be asked, by step."""
+
+    documents: int
+    text_units: int
+    unreadable: int
+    steps: dict[str, Usage]
+
+
+def plan_folder(folder: Path, settings: Settings, completions: Path) -> FolderPlan:
+    """Read `folder` and plan it; nothing is written and nothing is asked.
+
+    Args:
+        completions: the completion store, which need not exist.
+
+    Raises:
+        CorpusError: there is nothing to read.
+        SettingsError: as `plan_teaching`.
+    """
+    from ragtuned_pipeline.corpus.chunking import chunk_documents
+    from ragtuned_pipeline.corpus.readers import read_folder
+    from ragtuned_pipeline.inference.base_models import load_fast_tokenizer
+    from ragtuned_pipeline.inference.completions import CompletionStore
+
+    read, failures = read_folder(folder, settings.corpus.max_file_megabytes)
+    tokenizer = load_fast_tokenizer(settings.tuning.base_model)
+    documents, units = chunk_documents(
+        read, tokenizer, settings.corpus.chunk_tokens, settings.corpus.overlap_tokens
+    )
+    steps: dict[str, Usage] = {}
+    if settings.teacher.engine != "none":
+        store = CompletionStore(completions) if completions.is_file() else None
+        try:
+            steps = plan_teaching(documents, units, settings, store)
+        finally:
+            if store:
+                store.close()
+    return FolderPlan(documents.num_rows, units.num_rows, len(failures), steps)
