@@ -220,7 +220,7 @@ def _control(queries: pa.Table, answers: pa.Table, seed: int) -> dict[str, Any]:
 def _coverage(
     qa_pairs: pa.Table, training_rows: pa.Table, coverage: pa.Table, left_out: Mapping[str, int]
 ) -> dict[str, Any]:
-    answerable = qa_pairs.filter(pc.field("kind") != "unanswerable")
+    answerable = qa_pairs.filter(~pc.field("kind").isin(["unanswerable", "replay"]))
     facts = set(answerable.column("fact_id").to_pylist())
     dropped = qa_pairs.filter(~pc.field("kept")).column("drop_reason").to_pylist()
     open_sentences = coverage.filter(~pc.field("covered")).column("reason").to_pylist()

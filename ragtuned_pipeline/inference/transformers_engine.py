@@ -37,7 +37,7 @@ class TransformersEngine:
         model: Any = load_model(base_model, "bfloat16" if cuda else "float32")
         if adapter is not None:
             model = _with_adapter(model, adapter, merge=not cuda)
-        self._model = model.to("cuda" if cuda else "cpu").eval()
+        self._model: Any = model.to("cuda" if cuda else "cpu").eval()
         # Greedy whatever the model's own generation config asks for.
         self._model.generation_config.update(
             do_sample=False, temperature=None, top_p=None, top_k=None
@@ -64,6 +64,17 @@ class TransformersEngine:
             answered = self._generate_batch([tokens[i] for i in batch], max_tokens)
             replies.update(zip(batch, answered, strict=True))
         return [replies[i] for i in range(len(tokens))]
+
+    def close(self) -> None:
+        """Give the model's memory back, the GPU's too; the engine answers no more."""
+        import gc
+
+        import torch
+
+        self._model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _generate_batch(self, prompts: list[list[int]], max_tokens: int) -> list[Reply]:
         import torch

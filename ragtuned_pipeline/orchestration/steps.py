@@ -238,8 +238,16 @@ def reference_check(
     )
 
 
-def failures_check(asset: str, failed: int, items: int, limit: float) -> dg.AssetCheckResult:
-    """The share of a stage's items that failed is within the setting checks.max_failed_share."""
+def failures_check(
+    asset: str, failed: int, items: int, limit: float, usage: pa.Table | None = None
+) -> dg.AssetCheckResult:
+    """The share of a stage's items that failed is within the setting checks.max_failed_share.
+
+    Args:
+        usage: table teacher_usage; where the teacher was asked, its calls are the items.
+    """
+    if usage is not None and usage.num_rows:
+        failed, items = pc.sum(usage["failed"]).as_py(), pc.sum(usage["calls"]).as_py()
     share = failed / items if items else 0.0
     return dg.AssetCheckResult(
         passed=share <= limit,

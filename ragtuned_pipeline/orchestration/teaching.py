@@ -272,8 +272,9 @@ class TeacherResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
         return OpenAIBackend(teacher)
 
-    def base(self, settings: Settings, teacher: ShownTeacher) -> ChatEngine | None:
-        """Return the base model as it is before tuning, to ask what it knows already.
+    @contextmanager
+    def base(self, settings: Settings, teacher: ShownTeacher) -> Iterator[ChatEngine | None]:
+        """Yield the base model as it is before tuning, to ask what it knows already.
 
         The managed server holds the GPU: where it serves another model there is no room for the
         base, and nothing is asked.
@@ -285,13 +286,16 @@ class TeacherResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         from ragtuned_pipeline.inference.taught_base import TaughtBase
         from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 
+        model = settings.tuning.base_model
         try:
-            if settings.teacher.engine != "vllm":
-                return TransformersEngine(
-                    settings.tuning.base_model, batch_size=settings.evaluation.batch_size
-                )
-            if teacher_model(settings) == identity(settings.tuning.base_model):
-                return TaughtBase(teacher)
+            if settings.teacher.engine == "vllm":
+                same = teacher_model(settings) == identity(model)
+                yield TaughtBase(teacher) if same else None
+                return
+            engine = TransformersEngine(model, batch_size=settings.evaluation.batch_size)
         except SettingsError as error:
             raise UserError(str(error)) from error
-        return None
+        try:
+            yield engine
+        finally:
+            engine.close()

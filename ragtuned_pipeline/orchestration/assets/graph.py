@@ -105,7 +105,7 @@ def knowledge_graph(
                     ("relationship_ids", units["relationship_ids"], relationships["id"]),
                 ],
             ),
-            failures_check("text_units", failed, units.num_rows, limit),
+            failures_check("text_units", failed, units.num_rows, limit, tables["graph_usage"]),
         ]
 
     yield from run_step(
@@ -205,6 +205,7 @@ def reports(
                 tables["reports_failures"].num_rows,
                 communities.num_rows,
                 settings.checks.max_failed_share,
+                tables["reports_usage"],
             )
         ]
 

@@ -1,5 +1,6 @@
 """synthesis: question-answer pairs from the graph, and the rows the model is tuned on."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,7 +8,7 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ragtuned_pipeline.inference.engine import system_message
+from ragtuned_pipeline.inference.engine import ChatEngine, system_message
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.steps import (
     UserError,
@@ -19,6 +20,7 @@ from ragtuned_pipeline.orchestration.steps import (
     table_assets,
 )
 from ragtuned_pipeline.orchestration.teaching import TeacherResource, teacher_key
+from ragtuned_pipeline.settings import Settings
 from ragtuned_pipeline.tables import table
 
 
@@ -61,26 +63,29 @@ def pairs(
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
         if settings.teacher.engine == "none":
             made = synthesise(*memory, settings.synthesis)
+            replay = table("qa_pairs", [])
             usage, shown = table("teacher_usage", []), {}
         else:
             told = system_message(settings.tuning.base_model)
             with teacher.open(context, home.home, settings, "qa_pairs") as asked:
-                base = teacher.base(settings, asked)
-                made = synthesise_with_teacher(*memory, asked, base, settings.synthesis, told)
-                usage, shown = asked.usage(), asked.metadata()
+                with teacher.base(settings, asked) as base:
+                    made = synthesise_with_teacher(*memory, asked, base, settings.synthesis, told)
+                    replay = _replay(made.qa_pairs, base, settings, told)
+                usage, shown = asked.usage(), {**asked.metadata(), "declined": made.declined}
         tables = {
-            "qa_pairs": made.qa_pairs,
+            "qa_pairs": pa.concat_tables([made.qa_pairs, replay]),
             "new_wording_queries": made.queries_new_wording,
             "synthesis_failures": made.failures,
             "synthesis_usage": usage,
         }
-        kept = made.qa_pairs.filter(made.qa_pairs["kept"])
+        pairs = tables["qa_pairs"]
+        kept = pairs.filter(pairs["kept"])
         return tables, shown | {
             "kept": kept.num_rows,
             "facts": pc.count_distinct(kept["fact_id"]).as_py(),
             "by_kind": _counts(kept, "kind"),
             "by_split": _counts(kept, "split"),
-            "dropped_by_reason": _counts(made.qa_pairs, "drop_reason"),
+            "dropped_by_reason": _counts(pairs, "drop_reason"),
         }
 
     def checks(tables: Any) -> list[dg.AssetCheckResult]:
@@ -98,7 +103,11 @@ def pairs(
                 ],
             ),
             failures_check(
-                "qa_pairs", failed, made.num_rows + failed, settings.checks.max_failed_share
+                "qa_pairs",
+                failed,
+                made.num_rows + failed,
+                settings.checks.max_failed_share,
+                tables["synthesis_usage"],
             ),
         ]
 
@@ -141,7 +150,9 @@ def rows(
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
         try:
             count = row_counter(load_tokenizer(settings.tuning.base_model))
-            selection = select_training_rows(qa_pairs, count, settings.tuning)
+            selection = select_training_rows(
+                qa_pairs, count, settings.tuning, settings.synthesis.replay_share
+            )
         except NothingToTrain as error:
             raise UserError(str(error)) from error
         rows = selection.training_rows
@@ -165,7 +176,11 @@ def rows(
         context,
         home.store,
         ["training_rows", "training_plan"],
-        settings_key(settings.tuning, base_model_key(settings.tuning)),
+        settings_key(
+            settings.tuning,
+            base_model_key(settings.tuning),
+            {"replay_share": settings.synthesis.replay_share},
+        ),
         {"qa_pairs": qa_pairs},
         compute,
         checks,
@@ -209,6 +224,25 @@ def sentence_coverage(
             "training_rows": training_rows,
         },
         compute,
+    )
+
+
+def _replay(
+    pairs: pa.Table, base: ChatEngine | None, settings: Settings, told: str | None
+) -> pa.Table:
+    """Return as many general questions, answered by the base, as the pairs may need."""
+    from ragtuned_pipeline.synthesis.replay import replay_pairs
+
+    share = settings.synthesis.replay_share
+    if not share or base is None:
+        return table("qa_pairs", [])
+    trained = pairs.filter(pc.field("kept") & (pc.field("split") == "train")).num_rows
+    return replay_pairs(
+        base,
+        math.ceil(share / (1 - share) * trained),
+        settings.synthesis.seed,
+        settings.evaluation.max_answer_tokens,
+        told,
     )
 
 
