@@ -39,7 +39,8 @@ from ragtuned_pipeline.synthesis.stated import (
 _EVIDENCE_CHARACTERS = 12_000  # of one call, about 3000 tokens; what is more makes another call
 _ABOUT_CHARACTERS = 300  # of a description that only tells who is meant
 _WORDS_PER_CHARACTER = 1 / 8  # asked for, where 1/6 would fit: answers run over
-_MOST_WORDS, _FEWEST_WORDS = 500, 60  # of a long answer
+_MOST_MEMBERS = 20  # of a community, named in the prompt
+_MOST_WORDS, _FEWEST_WORDS = 500, 25  # of a long answer
 
 # How the rows within the limits are shared where not all fit; rows.py shares the time budget.
 LOCAL_STREAM, PASSAGE_STREAM = "local", "passage"
@@ -59,25 +60,30 @@ class Item:
     Attributes:
         id: what a failure names.
         subjects: the names in the prompt.
-        about: for each subject what is known of it, to tell who or what is meant.
         named: a question names one of each.
-        source: what the evidence is called, for local items; part of what is known, for others.
+        source: what the evidence is called, for local items; which part it is of what is known,
+            for others.
         evidence: what the question, the answers and the judge go by, without held-out sentences.
+        about: what is known of the subjects, to tell who or what is meant.
+        draw: as of a fact; items that share it are taken together.
+        type: of an entity.
+        members: of a community, the first of them.
         long_words: about so many are asked for in the long answer of a global item.
     """
 
     kind: str
     id: str
     subjects: tuple[str, ...]
-    about: tuple[str, ...]
     named: tuple[frozenset[str], ...]
     source: str
     evidence: str
     links: Links
     importance: float
+    about: tuple[str, ...] = ()
     held_out: bool = False
     draw: str = ""
     type: str = ""
+    members: tuple[str, ...] = ()
     long_words: int = 0
 
 
@@ -96,7 +102,8 @@ class Memory:
     """The corpus and its graph as the items are made from it, with held-out sentences marked.
 
     A sentence that names an entity may be drawn for `settings.held_out_fact_share`: then no
-    evidence for tuning holds it, and what a model wrote loses the sentences that restate it.
+    evidence for tuning holds it, and what a model wrote loses the sentences that restate it:
+    `entities` and `descriptions` are without them, `emptied` are the entities that have none left.
     """
 
     def __init__(
@@ -132,25 +139,18 @@ class Memory:
             )
             for row in columns
         }
-        described = self.redacted(entities, "description")
-        self.entities = described
-        self.descriptions = dict(
-            zip(entities["id"].to_pylist(), described["description"].to_pylist(), strict=True)
+        given = entities.select(["id", "description", "text_unit_ids"]).to_pylist()
+        self.descriptions = {
+            row["id"]: self.without_held_out(row["description"], row["text_unit_ids"])
+            for row in given
+        }
+        self.emptied = frozenset(
+            row["id"] for row in given if row["description"] and not self.descriptions[row["id"]]
         )
-
-    def redacted(self, data: pa.Table, column: str) -> pa.Table:
-        """Return `data` with the text in `column` without what restates a held-out sentence.
-
-        `data` has the column text_unit_ids: only sentences of those units are looked for.
-        """
-        texts = [
-            self.without_held_out(text, units)
-            for text, units in zip(
-                data[column].to_pylist(), data["text_unit_ids"].to_pylist(), strict=True
-            )
-        ]
-        place = data.schema.get_field_index(column)
-        return data.set_column(place, data.schema.field(column), pa.array(texts, pa.string()))
+        place = entities.schema.get_field_index("description")
+        self.entities = entities.set_column(
+            place, entities.schema.field(place), pa.array(self.descriptions.values(), pa.string())
+        )
 
     def without_held_out(self, text: str | None, units: Iterable[str]) -> str:
         """Return `text` without the sentences that restate a held-out sentence of `units`."""
@@ -159,7 +159,7 @@ class Memory:
 
     def about(self, entity: str) -> str:
         """Return the opening of what is known of the entity."""
-        return up_to(self.descriptions[entity] or "", _ABOUT_CHARACTERS)
+        return up_to(self.descriptions[entity], _ABOUT_CHARACTERS)
 
 
 def _spoken(line: Line, source: Source, names: Names, settings: SynthesisSettings) -> _Spoken:
@@ -315,7 +315,7 @@ def entity_items(memory: Memory, facts: Iterable[Fact], settings: SynthesisSetti
         told = list({(o.source.id, o.line.start): o for o in spoken if not o.held_out}.values())
         # A description that only repeats the sentences is no evidence beside them.
         said = {*memory.held_out, *(one.key for one in told)}
-        described = " ".join(taught_sentences([memory.descriptions[entity] or ""], said))
+        described = " ".join(taught_sentences([memory.descriptions[entity]], said))
         runs = _runs([len(one.line.text) + 20 for one in told]) or [(0, 0)] * bool(described)
         title = memory.names.titles[entity]
         for number, (start, end) in enumerate(runs, 1):
@@ -408,7 +408,7 @@ def community_items(
                 kind=COMMUNITY,
                 id=f"{COMMUNITY} {community}{_part_id(number)}",
                 subjects=(fields["topic"],),
-                about=tuple(memory.names.titles[e] for e in members[:20]),
+                members=tuple(memory.names.titles[e] for e in members[:_MOST_MEMBERS]),
                 named=(names | {fields["topic"]},),
                 source=part,
                 evidence=evidence,
@@ -483,23 +483,36 @@ def within_limits(
     A stream is in the order of its importance. Each of its members costs
     `settings.train_wordings` rows, a passage one; they count for the one of its documents that has
     fewest. No document gets more than `settings.rows_per_document`, all together no more than
-    `settings.max_rows` less the share of refusals. Streams take turns by their shares
-    (weighted fair queueing, Demers, Keshav, Shenker 1989).
+    `settings.max_rows` less the share of refusals. Both sides of a relationship are taken or
+    neither is. Streams take turns by their shares (weighted fair queueing, Demers, Keshav,
+    Shenker 1989).
     """
-    offers: list[tuple[float, str, int, int]] = []
+    offers: list[tuple[float, str, list[int], int]] = []
     for stream, ones in streams.items():
-        rows = 1 if stream == PASSAGE_STREAM else settings.train_wordings
-        offers += [
-            (rows * (place + 1) / _SHARES[stream], stream, place, rows)
-            for place in range(len(ones))
-        ]
+        cost = 1 if stream == PASSAGE_STREAM else settings.train_wordings
+        offered = 0
+        for places in _taken_together(ones):
+            rows = cost * len(places)
+            offered += rows
+            offers.append((offered / _SHARES[stream], stream, places, rows))
     left = int(settings.max_rows * (1 - settings.unanswerable_share))
     taken: dict[str, int] = defaultdict(int)
     chosen = {stream: [False] * len(ones) for stream, ones in streams.items()}
-    for _, stream, place, rows in sorted(offers):
-        document = min(streams[stream][place].links.documents, key=taken.__getitem__, default="")
+    for _, stream, places, rows in sorted(offers):
+        documents = streams[stream][places[0]].links.documents
+        document = min(documents, key=taken.__getitem__, default="")
         if rows <= left and taken[document] + rows <= settings.rows_per_document:
             left -= rows
             taken[document] += rows
-            chosen[stream][place] = True
+            for place in places:
+                chosen[stream][place] = True
     return chosen
+
+
+def _taken_together(ones: Sequence[Item | Fact]) -> list[list[int]]:
+    """Return the places of `ones`, grouped by what they draw their forms by and share."""
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for place, one in enumerate(ones):
+        part = one.source if isinstance(one, Item) else ""
+        groups[type(one).__name__, one.draw or one.id, part].append(place)
+    return list(groups.values())

@@ -1,7 +1,8 @@
 """What the teacher may reply in a plan: as long as a real reply, and good enough for every gate.
 
 Lengths are those that the prompts ask for: a thought of two or three sentences, questions of about
-twelve words, long answers of as many words as are wanted.
+twelve words, long answers of as many words as are wanted. A tenth of the local questions is
+declined.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ _NOTES = _THOUGHT + (
 )
 _CHECK = (
     "The name stands in the first sentence, the date in the second, the place in the third. "
-    "Nothing in the long answer goes beyond them. The question is answered, and it names its "
-    "subject. All wordings ask for the same thing."
+    "Nothing in the long answer goes beyond them, and the question is answered."
 )
 _SENTENCE = "Then the matter was taken up again by all who had a part in it from the beginning. "
+
+_ASKED_PER_DECLINED = 10  # one local question in so many is declined
 
 _SHORT = re.compile(r"exactly (\d+) other ways")
 _LONG = re.compile(r"exactly (\d+) ways")
@@ -47,7 +49,7 @@ _NAMED = re.compile(r"^(?:Subject|First subject|Second subject|Group): (.+)$", r
 def synthesis_stand_ins() -> Mapping[type[BaseModel], Callable[[Call[Any]], BaseModel]]:
     """Return for each reply schema of this room what a reply to a call may look like."""
     return {
-        LocalQuestion: lambda call: LocalQuestion(thought=_THOUGHT, decline=False, **_asked(call)),
+        LocalQuestion: _local_question,
         LocalAnswer: _local_answer,
         EntityPair: lambda call: EntityPair(**_pair(call)),
         RelationshipPair: lambda call: RelationshipPair(**_pair(call)),
@@ -56,6 +58,14 @@ def synthesis_stand_ins() -> Mapping[type[BaseModel], Callable[[Call[Any]], Base
             thought=_CHECK, grounded=True, answers_question=True, faulty_wordings=[]
         ),
     }
+
+
+def _local_question(call: Call[Any]) -> LocalQuestion:
+    if seeded_int(2, call.item_id) % _ASKED_PER_DECLINED == 0:
+        return LocalQuestion(
+            thought=_THOUGHT, decline=True, question="", short_wordings=[], long_wordings=[]
+        )
+    return LocalQuestion(thought=_THOUGHT, decline=False, **_asked(call))
 
 
 def _asked(call: Call[Any]) -> dict[str, Any]:
@@ -77,10 +87,8 @@ def _asked(call: Call[Any]) -> dict[str, Any]:
 
 def _local_answer(call: Call[Any]) -> LocalAnswer:
     gold = _gold(call)
-    said = f"The matter was settled {gold}, after a long talk of all who had a part in it. "
-    return LocalAnswer(
-        thought=_THOUGHT, decline=False, short_answer=gold, long_answer=said + _SENTENCE
-    )
+    said = f"The matter was settled {gold}, after a long talk of all who had a part in it."
+    return LocalAnswer(thought=_THOUGHT, decline=False, short_answer=gold, long_answer=said)
 
 
 def _pair(call: Call[Any]) -> dict[str, Any]:

@@ -123,7 +123,11 @@ def synthesise_with_teacher(
     reports = _without_held_out(community_reports, communities, memory)
     templates = {
         PASSAGE_STREAM: [asked_once(f, settings) for f in passages(sources, names, *given)],
-        ENTITY: entity_facts(memory.entities, names, documents_of, *given),
+        ENTITY: [
+            # A description that restated held-out sentences only is no missing one.
+            replace(fact, drop="held out") if fact.links.entities[0] in memory.emptied else fact
+            for fact in entity_facts(memory.entities, names, documents_of, *given)
+        ],
         RELATIONSHIP: relationship_facts(relationships, names, documents_of, *given),
         COMMUNITY: community_facts(communities, reports, documents_of, *given),
     }
@@ -460,7 +464,7 @@ def _relationship_slots(item: Item) -> dict[str, Any]:
 
 
 def _community_slots(item: Item) -> dict[str, Any]:
-    return {"subject": item.subjects[0], "members": list(item.about)}
+    return {"subject": item.subjects[0], "members": list(item.members)}
 
 
 _PAIR_SLOTS: Mapping[str, tuple[type[Pair], Callable[[Item], dict[str, Any]]]] = {

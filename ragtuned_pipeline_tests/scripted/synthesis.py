@@ -159,19 +159,20 @@ def _facts(asked: str) -> list[tuple[SentenceFact, _Said]]:
         and len(fact.direct) <= 250
         and (names_one_of(fact.direct, names) or (fact.names and names_one_of(fact.gold, names)))
     ]
-    return facts or [(fact, one) for one in naming for fact in _with_gap(one.whole, names[0])]
+    return facts or [(fact, one) for one in naming for fact in _with_gap(one.whole, names)]
 
 
-def _with_gap(sentence: str, name: str) -> list[SentenceFact]:
+def _with_gap(sentence: str, names: Sequence[str]) -> list[SentenceFact]:
     """Return the sentence with its end left out, for what no other question can be made of."""
-    *opening, gold = re.split(r"(?=(?:\b[a-z\d]\S* ?){1,5}\W*$)", sentence, maxsplit=1)
-    gold = gold.strip(' .!?"”,;:')
-    if len(sentence) > 200 or not opening or not opening[0].strip() or not 2 <= len(gold.split()):
+    words = sentence.split()
+    count = min(5, len(words) // 2)
+    gold = " ".join(words[-count:]).strip(' .!?"”’,;:)')
+    cloze = f"{' '.join(words[:-count])} {GAP}"
+    if len(sentence) > 280 or count < 2 or names_one_of(gold, names) or gold not in sentence:
         return []
-    cloze = f"{opening[0].strip()} {GAP}."
-    asked = f"is missing in this about {name}: {cloze.rstrip('.')}"
-    direct, indirect = f"What {asked}?", f"what {asked}"
-    return [SentenceFact("what", gold, direct, indirect, cloze, f"{name}: {cloze}", (name,))]
+    asked = f"is missing in this about {names[0]}: {cloze}"
+    fields = f"What {asked}?", f"what {asked}", f"{cloze}.", f"{names[0]}: {cloze}"
+    return [SentenceFact("what", gold, *fields, tuple(names))]
 
 
 def _local_question(told: str, asked: str) -> dict[str, Any]:
@@ -188,8 +189,8 @@ def _local_question(told: str, asked: str) -> dict[str, Any]:
     fact, said = facts[seeded_int(0, subject) % len(facts)]
     fields = fact_fields(fact.direct, fact.indirect, fact.cloze, fact.keywords)
     return {
-        "thought": f"The evidence says: {said.sentence} It answers who, what or when. The question "
-        f"must name {subject} to stand alone.",
+        "thought": f"The evidence says: {said.sentence} What is worth asking for is {fact.gold!r}. "
+        f"The question must name {subject} and the occasion to stand alone.",
         "decline": False,
         "question": fact.direct,
         "short_wordings": _worded(fields, "short", _wanted(told)[0], fact.direct),
@@ -221,7 +222,8 @@ def _local_answer(asked: str) -> dict[str, Any]:
     for fact, said in _facts(asked):
         if fact.direct == question:
             return {
-                "thought": f"The words that answer it are {fact.gold!r}, and they leave no doubt.",
+                "thought": f"What answers it is {fact.gold!r}. It stands in the sentence that "
+                f"begins {said.whole[:60]!r}, and leaves no doubt.",
                 "decline": False,
                 "short_answer": fact.gold,
                 "long_answer": said.whole,
@@ -270,13 +272,14 @@ def _within(sentences: Iterable[str], words: int, first: str) -> str:
 def _judge(asked: str) -> dict[str, Any]:
     match = re.search(r"\nShort answer: (.*)\nLong answer:\n(.*)\n\nWordings:", asked, re.DOTALL)
     assert match is not None, asked
-    missing = telling_words(f"{match[1]} {match[2]}") - telling_words(_evidence(asked))
-    grounded = not missing - _NOT_CHECKED
+    answers = f"{match[1]} {match[2]}"
+    missing = telling_words(answers) - telling_words(_evidence(asked)) - _NOT_CHECKED
+    checked = [" ".join(answers[a:b].split()[:6]) for a, b in split_sentences(answers)]
+    found = "; ".join(f"{words!r} stands in the evidence" for words in checked[:6])
+    lacking = f"The evidence does not say {', '.join(sorted(missing))}."
     return {
-        "thought": "Every word of the answers stands in the evidence, and they answer the question."
-        if grounded
-        else f"The evidence does not say {', '.join(sorted(missing))}.",
-        "grounded": grounded,
+        "thought": lacking if missing else f"{found}. The question is answered by it.",
+        "grounded": not missing,
         "answers_question": True,
         "faulty_wordings": [],
     }
