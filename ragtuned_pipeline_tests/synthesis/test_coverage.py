@@ -143,3 +143,33 @@ def test_part_of_a_word_does_not_cover() -> None:
     kept = pairs.filter(pc.invert(pc.match_substring(pairs["answer"], "sold it.")))
     rows = covered(world, kept, rows_for(kept))
     assert [row["covered"] for row in rows] == [False, True]
+
+
+def test_a_teachers_pair_covers_the_sentence_of_its_unit_that_it_restates() -> None:
+    world = small(
+        [
+            "Aldous Fenn sold the ferry Blue Marten to Petra Lindqvar in January 2041. "
+            "Aldous Fenn bought a small brass lantern from the chandler in Saltwick.",
+            "Aldous Fenn sold the ferry Blue Marten to Petra Lindqvar in January 2041!",
+        ]
+    )
+    unit, other = world.text_units["id"].to_pylist()
+    told = world.synthesise(held_out_fact_share=0).qa_pairs.slice(0, 1).to_pylist()[0] | {
+        "kind": "local",
+        "generator": "llm:local@00000000",
+        "question": "To whom did Aldous Fenn sell the Blue Marten?",
+        "answer": "The ferry went to Petra Lindqvar in January 2041, for Aldous Fenn sold it.",
+        "document_ids": world.documents["id"].to_pylist(),
+        "text_unit_ids": [unit],
+        "split": "train",
+        "kept": True,
+        "drop_reason": None,
+    }
+    pairs = table("qa_pairs", [told])
+    rows = covered(world, pairs, rows_for(pairs))
+    assert [row["covered"] for row in rows] == [True, False, False]
+    assert rows[0]["fact_ids"] == [told["fact_id"]]
+    assert rows[1]["reason"] == room.NO_ANSWER
+    assert rows[2]["text_unit_id"] == other
+    by_template = table("qa_pairs", [told | {"generator": "template:questions@1"}])
+    assert not any(r["covered"] for r in covered(world, by_template, rows_for(by_template)))

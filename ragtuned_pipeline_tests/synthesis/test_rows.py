@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragtuned_pipeline.settings import TuningSettings
-from ragtuned_pipeline.synthesis.facts import KINDS, LOCAL
+from ragtuned_pipeline.synthesis.facts import KINDS, LOCAL, REPLAY
 from ragtuned_pipeline.synthesis.local import PASSAGE_GENERATOR
 from ragtuned_pipeline.synthesis.rows import (
     NothingToTrain,
@@ -207,6 +207,36 @@ def test_passages_are_seen_in_the_first_epochs_and_take_half_of_the_budget_at_mo
     assert facts_in(tight)["a"] == 2
     few = select(pairs, 10_000, epochs=1, passage_epochs=3)
     assert set(few.training_rows["epochs"].to_pylist()) == {1}
+
+
+def replay_rows(selection: TrainingSelection) -> int:
+    return selection.training_rows["kind"].to_pylist().count(REPLAY)
+
+
+def test_replay_rows_are_taken_up_to_their_share_of_the_rows_and_seen_in_every_epoch() -> None:
+    general = [fact(f"r{n}", 1, REPLAY, generator="base:replay@1") for n in range(50)]
+    pairs = pairs_of(*(fact(f"f{n}") for n in range(9)), *general)
+    for share, wanted in ((0.0, 0), (0.1, 8), (0.25, 24), (0.5, 50)):
+        chosen = select_training_rows(pairs, count_words, tuning(100_000, epochs=3), share)
+        assert replay_rows(chosen) == wanted
+        assert chosen.training_rows.num_rows == 72 + wanted
+        beyond = chosen.left_out.get("replay rows beyond synthesis.replay_share", 0)
+        assert beyond == 50 - wanted
+    assert set(chosen.training_rows["epochs"].to_pylist()) == {3}
+
+
+def test_replay_rows_take_no_more_than_their_share_of_the_budget() -> None:
+    general = [fact(f"r{n}", 1, REPLAY, tokens=40) for n in range(50)]
+    pairs = pairs_of(*(fact(f"f{n}") for n in range(90)), *general)
+    chosen = select_training_rows(pairs, count_words, tuning(1600, epochs=1), 0.25)
+    assert replay_rows(chosen) == 10  # 400 of the 1600 tokens
+    assert seen_tokens(chosen) == chosen.tokens <= 1600
+    assert len(facts_in(chosen)) == 10 + 37
+
+
+def test_replay_rows_alone_are_nothing_to_train() -> None:
+    with pytest.raises(NothingToTrain):
+        select_training_rows(pairs_of(fact("r", 1, REPLAY)), count_words, tuning(1000), 0.5)
 
 
 def test_rows_that_are_too_long_are_counted_and_not_trained() -> None:
