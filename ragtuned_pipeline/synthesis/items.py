@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -89,7 +90,7 @@ class Item:
 
 @dataclass(frozen=True)
 class _Spoken:
-    """One sentence with its document and the entities that it names or that say it."""
+    """One sentence with its document and the entities that it names, or tells of by a pronoun."""
 
     line: Line
     source: Source
@@ -101,6 +102,9 @@ class _Spoken:
 class Memory:
     """The corpus and its graph as the items are made from it, with held-out sentences marked.
 
+    A sentence tells of the entities that it names and of both ends of a relationship that it
+    states, which it may call "he" or "I".
+
     A sentence that names an entity may be drawn for `settings.held_out_fact_share`: then no
     evidence for tuning holds it, and what a model wrote loses the sentences that restate it:
     `entities` and `descriptions` are without them, `emptied` are the entities that have none left.
@@ -111,12 +115,21 @@ class Memory:
         sources: Sequence[Source],
         names: Names,
         entities: pa.Table,
+        relationships: pa.Table,
         settings: SynthesisSettings,
     ) -> None:
         self.names = names
-        self._settings = settings
+        columns = ["id", "source_id", "target_id", "sentences"]
+        related = relationships.select(columns).to_pylist()
+        self.stating = {
+            row["id"]: frozenset(map(normalised, row["sentences"] or ())) for row in related
+        }
+        ends: dict[str, dict[str, None]] = defaultdict(dict)
+        for row in related:
+            for sentence in self.stating[row["id"]]:
+                ends[sentence] |= {row["source_id"]: None, row["target_id"]: None}
         self.spoken = [
-            _spoken(line, source, names, settings)
+            _spoken(line, source, names, ends, settings)
             for source in sources
             for line in source.lines
             if not line.heading
@@ -153,19 +166,26 @@ class Memory:
         )
 
     def without_held_out(self, text: str | None, units: Iterable[str]) -> str:
-        """Return `text` without the sentences that restate a held-out sentence of `units`."""
+        """Return `text` without sentences that hold a held-out one, or restate one of `units`."""
         held = {words for unit in units for words in self._held_out_words.get(unit, ())}
-        return without_restated(text or "", held)
+        return " ".join(taught_sentences([without_restated(text or "", held)], self.held_out))
 
     def about(self, entity: str) -> str:
         """Return the opening of what is known of the entity."""
         return up_to(self.descriptions[entity], _ABOUT_CHARACTERS)
 
 
-def _spoken(line: Line, source: Source, names: Names, settings: SynthesisSettings) -> _Spoken:
+def _spoken(
+    line: Line,
+    source: Source,
+    names: Names,
+    ends: Mapping[str, Iterable[str]],
+    settings: SynthesisSettings,
+) -> _Spoken:
+    """Args: ends: of the relationships that a normalised sentence states."""
     key = normalised(line.text)
     said = f"{line.speaker}: {line.text}" if line.speaker else line.text
-    entities = tuple(names.in_text(said))
+    entities = tuple(dict.fromkeys([*names.in_text(said), *ends.get(key, ())]))
     held = bool(entities) and is_held_out(settings.seed, key, settings.held_out_fact_share)
     return _Spoken(line, source, entities, key, held)
 
@@ -180,6 +200,13 @@ def local_items(memory: Memory, text_units: pa.Table, relationships: pa.Table) -
     to ask: every unit once before any twice, documents in turns, the most important first.
     """
     related = {row["id"]: row for row in relationships.to_pylist()}
+
+    @cache  # a relationship is told in many units
+    def about(relationship: str) -> str:
+        row = related[relationship]
+        told = memory.without_held_out(row["description"], row["text_unit_ids"])
+        return up_to(told, _ABOUT_CHARACTERS)
+
     columns = ["id", "document_id", "entity_ids", "relationship_ids"]
     made: list[Item] = []
     for unit in text_units.select(columns).to_pylist():
@@ -197,10 +224,11 @@ def local_items(memory: Memory, text_units: pa.Table, relationships: pa.Table) -
         pairs: set[frozenset[str]] = set()
         for row in (related[r] for r in unit["relationship_ids"] or ()):
             ends = frozenset((row["source_id"], row["target_id"]))
-            stating = {normalised(sentence) for sentence in row["sentences"] or ()}
+            stating = memory.stating[row["id"]]
             if ends not in pairs and (not stating or any(one.key in stating for one in own)):
                 pairs.add(ends)
-                made.append(_local_relationship(memory, unit, row, own[0].source, evidence))
+                item = _local_relationship(memory, unit, row, own[0].source, evidence)
+                made.append(replace(item, about=(about(row["id"]),)))
     return _in_turns(made)
 
 
@@ -228,12 +256,10 @@ def _local_relationship(
     evidence: str,
 ) -> Item:
     ends = (relationship["source_id"], relationship["target_id"])
-    about = memory.without_held_out(relationship["description"], relationship["text_unit_ids"])
     return Item(
         kind=LOCAL,
         id=f"local {unit['id']} {relationship['id']}",
         subjects=(relationship["source"], relationship["target"]),
-        about=(up_to(about, _ABOUT_CHARACTERS),),
         named=(memory.names_of[ends[0]] | memory.names_of[ends[1]],),
         source=called(source),
         evidence=evidence,
@@ -295,8 +321,8 @@ def _turns(items: Sequence[Item], groups: Sequence[Any]) -> list[int]:
 def entity_items(memory: Memory, facts: Iterable[Fact], settings: SynthesisSettings) -> list[Item]:
     """Return the items of the entities that the template `facts` are about, in their order.
 
-    All sentences that name the entity are evidence. Where they are too long for one call there is
-    an item for each part, so that nothing of a hub is cut off.
+    All sentences that tell of the entity are evidence. Where they are too long for one call there
+    is an item for each part, so that nothing of a hub is cut off.
     """
     made: list[Item] = []
     kinds = memory.names.kinds
@@ -313,9 +339,7 @@ def entity_items(memory: Memory, facts: Iterable[Fact], settings: SynthesisSetti
             one for unit in units_of[entity] for one in memory.by_unit.get(unit, ())
         ]
         told = list({(o.source.id, o.line.start): o for o in spoken if not o.held_out}.values())
-        # A description that only repeats the sentences is no evidence beside them.
-        said = {*memory.held_out, *(one.key for one in told)}
-        described = " ".join(taught_sentences([memory.descriptions[entity]], said))
+        described = " ".join(_beside([memory.descriptions[entity]], {one.key for one in told}))
         runs = _runs([len(one.line.text) + 20 for one in told]) or [(0, 0)] * bool(described)
         title = memory.names.titles[entity]
         for number, (start, end) in enumerate(runs, 1):
@@ -360,11 +384,7 @@ def relationship_items(
         described = [
             memory.without_held_out(row["description"], row["text_unit_ids"]) for row in told
         ]
-        # A description that only repeats the stating sentences is no evidence beside them.
-        texts = [
-            *stated,
-            *taught_sentences(described, [*memory.held_out, *map(normalised, stated)]),
-        ]
+        texts = [*stated, *_beside(described, set(map(normalised, stated)))]
         made += [
             Item(
                 kind=RELATIONSHIP,
@@ -419,6 +439,11 @@ def community_items(
             for number, part, evidence in _cut_in_parts(reports[community])
         ]
     return made
+
+
+def _beside(described: Iterable[str], said: Collection[str]) -> list[str]:
+    """Return the sentences of descriptions that are more than the normalised sentences `said`."""
+    return [s for s in taught_sentences(described, ()) if normalised(s) not in said]
 
 
 def _long_words(evidence: str, settings: SynthesisSettings) -> int:

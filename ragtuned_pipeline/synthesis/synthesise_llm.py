@@ -118,7 +118,7 @@ def synthesise_with_teacher(
     sources = read_sources(documents, text_units)
     names = Names(entities)
     documents_of = DocumentsOf(text_units)
-    memory = Memory(sources, names, entities, settings)
+    memory = Memory(sources, names, entities, relationships, settings)
     given = settings, memory.held_out
     reports = _without_held_out(community_reports, communities, memory)
     templates = {

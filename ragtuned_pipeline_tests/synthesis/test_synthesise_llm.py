@@ -636,6 +636,14 @@ def test_a_hub_entity_is_asked_about_from_all_that_names_it() -> None:
     assert all(len(row["document_ids"]) < 30 for row in linked)  # each part links to its own
 
 
+def test_a_sentence_that_tells_of_an_entity_by_a_pronoun_is_evidence_too() -> None:
+    world = small(["Petra Lindqvar runs the yard in Saltwick. She hired Maud Okrent in May 2041."])
+    (petra,) = (row["id"] for row in world.entities.to_pylist() if row["title"] == "Petra Lindqvar")
+    calls = asked_calls("entity_pair", world, held_out_fact_share=0.0)
+    (call,) = (call for call in calls if petra in call.item_id)
+    assert "She hired Maud Okrent in May 2041." in evidence(call)
+
+
 def test_both_directions_of_every_relationship_are_asked_and_name_both_ends() -> None:
     world, (made, calls) = harbour(), plain()
     sides: dict[str, set[str]] = defaultdict(set)
