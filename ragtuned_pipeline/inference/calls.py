@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 
-from ragtuned_pipeline.inference.completions import completion_key
 from ragtuned_pipeline.inference.engine import Message
-from ragtuned_pipeline.settings import TeacherSettings
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -74,25 +71,6 @@ class Teacher(Protocol):
                 paid for is in the store.
         """
         ...
-
-
-def call_key(call: Call[T], model: str, settings: TeacherSettings) -> bytes:
-    """Return the key of the call's reply in the completion store.
-
-    It is that of the first attempt; how the schema is enforced is no part of it.
-    """
-    sampling = {
-        "temperature": settings.temperature,
-        "seed": settings.seed,
-        "max_tokens": call.max_tokens,
-    }
-    return completion_key(model, call.messages, json_schema(call.schema), sampling)
-
-
-@cache
-def json_schema(schema: Callable[..., BaseModel]) -> dict[str, Any]:
-    """Return the JSON schema of a reply."""
-    return cast(type[BaseModel], schema).model_json_schema()
 
 
 class TeacherStopped(RuntimeError):

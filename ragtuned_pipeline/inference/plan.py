@@ -9,8 +9,9 @@ from typing import Any, cast
 import numpy as np
 from pydantic import BaseModel
 
-from ragtuned_pipeline.inference.calls import Call, Completed, Outcome, T, call_key
+from ragtuned_pipeline.inference.calls import Call, Completed, Outcome, T
 from ragtuned_pipeline.inference.completions import CompletionStore, Usage
+from ragtuned_pipeline.inference.teacher import call_key, price
 from ragtuned_pipeline.settings import TeacherSettings
 
 StandIn = Callable[[Call[Any]], BaseModel]
@@ -67,7 +68,7 @@ class Planner:
 
     def _reply(self, call: Call[T]) -> tuple[T, bool]:
         if self._store:
-            stored = self._store.get(call_key(call, self._model, self._settings))
+            stored = self._store.get(call_key(self._model, call, self._settings))
             if stored is not None:
                 return call.schema.model_validate_json(stored.text), True
         return cast(T, self._stand_ins[call.schema](call)), False
@@ -76,11 +77,8 @@ class Planner:
         step = made.call.step
         usage = Usage(hits=1)
         if not made.stored:
-            money = (
-                made.prompt_tokens * self._settings.price_prompt
-                + made.completion_tokens * self._settings.price_completion
-            ) / 1e6
-            usage = Usage(1, 1, 0, 0, 0, made.prompt_tokens, made.completion_tokens, money)
+            tokens = made.prompt_tokens, made.completion_tokens
+            usage = Usage(1, 1, 0, 0, 0, *tokens, price(self._settings, *tokens))
         self.usage[step] = self.usage.get(step, Usage()) + usage
 
 
