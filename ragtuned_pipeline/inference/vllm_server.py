@@ -26,6 +26,8 @@ from ragtuned_pipeline.settings import TeacherSettings
 PYTHON_VARIABLE = "RAGTUNED_VLLM_PYTHON"
 
 _HOST = "127.0.0.1"
+# Models, small ones above all, may fill JSON with white space until max_tokens where they can.
+_COMPACT_JSON = '{"backend": "guidance", "disable_any_whitespace": true}'
 _LOOK_EVERY = 0.25  # seconds
 _TAIL_BYTES = 1 << 18
 _SHOWN = 300  # characters of a log line
@@ -78,6 +80,7 @@ class VllmServer:
             *("--served-model-name", served),
             *("--host", _HOST, "--port", str(port)),
             *("--generation-config", "vllm"),
+            *("--structured-outputs-config", _COMPACT_JSON),
             *settings.server_arguments,
         ]
         log.parent.mkdir(parents=True, exist_ok=True)
