@@ -28,7 +28,7 @@ FAULTS = (
     "503",
     "drop_before",  # the connection ends without an answer
     "drop_mid",  # ... in the middle of the body
-    "slow",  # one byte at a time, longer than anybody waits
+    "slow",  # one byte at a time; the connection ends before the body does
     "endless",  # white space for ever, where the body should be
     "truncated",  # JSON cut off, finish_reason length
     "wrong_schema",
@@ -94,6 +94,7 @@ class ChatServer:
         latency: seconds that a reply takes.
         slots: requests worked at once; more wait for their turn.
         retry_after: what a 429 asks for, in seconds.
+        slow_seconds: how long a slow stream lasts; by default longer than anybody waits.
         log: a file that gets a line of JSON for each request answered well: {"request": hash}.
 
     Attributes:
@@ -117,6 +118,7 @@ class ChatServer:
         latency: float = 0.0,
         slots: int | None = None,
         retry_after: float = 0.02,
+        slow_seconds: float = 600.0,
         log: Path | None = None,
         port: int = 0,
     ) -> None:
@@ -127,6 +129,7 @@ class ChatServer:
         self._latency = latency
         self._slots = slots
         self._retry_after = retry_after
+        self._slow_seconds = slow_seconds
         self._log = log.open("a", encoding="utf-8") if log else None
         self._port = port
         self._seen: Counter[str] = Counter()
@@ -269,16 +272,17 @@ class ChatServer:
             case "drop_before":
                 return False
             case "drop_mid" | "slow":
-                data = _bytes(Answer(200, completion(request, "{}")))
-                start = data.index(b"\r\n\r\n") + 8
-                writer.write(data[:start])
+                head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
+                writer.write(head + b'{"choices": [')
                 await writer.drain()
                 if fault == "drop_mid":
                     return False
-                for byte in data[start:]:
-                    await asyncio.sleep(0.2)
-                    writer.write(bytes([byte]))
+                ends = time.monotonic() + self._slow_seconds
+                while time.monotonic() < ends:
+                    await asyncio.sleep(0.05)
+                    writer.write(b" ")
                     await writer.drain()
+                return False
             case "endless":
                 writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
                 while True:

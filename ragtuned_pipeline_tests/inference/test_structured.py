@@ -6,7 +6,7 @@ import json
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
@@ -84,6 +84,7 @@ def test_raw_control_characters_in_strings_are_read_as_they_are() -> None:
     assert read('{"name": "a\nb\tc\x01"}') == House(name="a\nb\tc\x01")
 
 
+@settings(deadline=None)
 @given(st.text(alphabet='",]}[{ \\\n:a'))
 def test_repairs_never_change_a_string(name: str) -> None:
     for text in (json.dumps({"name": name}), json.dumps({"name": name}, indent=1)):
@@ -150,6 +151,7 @@ def test_floods_take_linear_time() -> None:
             read(flood)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet='{}",\\[]: a\n<think>/'))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
