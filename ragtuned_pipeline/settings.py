@@ -200,7 +200,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
     "api": {"teacher": {"engine": "openai"}},
     "gpu": {
         "teacher": {"engine": "vllm", "concurrency": 64},
-        "synthesis": {"replay_share": 0.1},
+        "synthesis": {"replay_share": 0.1, "max_answer_characters": 4000},
         "tuning": {
             "base_model": "Qwen/Qwen2.5-7B-Instruct",
             "rank": 32,

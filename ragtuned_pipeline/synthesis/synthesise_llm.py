@@ -10,13 +10,13 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 from pydantic import BaseModel
 
 from ragtuned_pipeline.ids import seeded_int
-from ragtuned_pipeline.inference.calls import Call, Completed, Failed, Teacher
+from ragtuned_pipeline.inference.calls import Call, Failed, Teacher
 from ragtuned_pipeline.inference.engine import ChatEngine, chat
 from ragtuned_pipeline.settings import SynthesisSettings
 from ragtuned_pipeline.synthesis import gates
@@ -263,6 +263,15 @@ def _refusals(
 
 
 @dataclass(frozen=True)
+class _Reply(Generic[R]):
+    """What is kept of a completed call."""
+
+    value: R
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
 class _Draft:
     """A pair on its way through the gates."""
 
@@ -281,7 +290,7 @@ class _Draft:
     def live(self) -> bool:
         return self.drop is None and any(wording.drop is None for wording in self.wordings)
 
-    def paid(self, done: Completed[Any]) -> _Draft:
+    def paid(self, done: _Reply[Any]) -> _Draft:
         return replace(
             self,
             prompt_tokens=self.prompt_tokens + done.prompt_tokens,
@@ -344,9 +353,9 @@ class _Asked:
                 judged.append(_with_verdict(draft.paid(done), done.value))
         return judged
 
-    def _completed(self, calls: Iterable[Call[R]]) -> dict[str, Completed[R]]:
-        """Return the completed calls by item; note the failed ones."""
-        done: dict[str, Completed[R]] = {}
+    def _completed(self, calls: Iterable[Call[R]]) -> dict[str, _Reply[R]]:
+        """Return the replies by item, without the prompts; note the calls that failed."""
+        done: dict[str, _Reply[R]] = {}
         for outcome in self._teacher.complete(calls):
             if isinstance(outcome, Failed):
                 reason = f"{outcome.call.step}: {outcome.reason}"
@@ -354,7 +363,9 @@ class _Asked:
                     Failure("synthesis", outcome.call.item_id, reason, outcome.attempts)
                 )
             else:
-                done[outcome.call.item_id] = outcome
+                done[outcome.call.item_id] = _Reply(
+                    outcome.value, outcome.prompt_tokens, outcome.completion_tokens
+                )
         return done
 
     def _declines(self, reply: Question | LocalAnswer) -> bool:
