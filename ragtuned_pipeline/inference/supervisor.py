@@ -23,7 +23,8 @@ from collections.abc import Sequence
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _PR_SET_CHILD_SUBREAPER = 36
 _LOOK_EVERY = 0.1  # seconds
-_GRACE_SECONDS = 20.0
+_GRACE_SECONDS = 10.0  # for the command itself
+_REST_SECONDS = 5.0  # for what it leaves behind
 
 
 def main(owner: int, command: Sequence[str]) -> int:
@@ -49,12 +50,28 @@ def _end(server: subprocess.Popen[bytes]) -> None:
     server.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         server.wait(_GRACE_SECONDS)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGKILL)
+    server.kill()
     server.wait()
+    # The rest, too, is told first: what ends by itself removes its shared memory.
+    _signal(server.pid, signal.SIGTERM)
+    while not _all_ended(server.pid, _REST_SECONDS):
+        _signal(server.pid, signal.SIGKILL)
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def _all_ended(group: int, seconds: float) -> bool:
+    """Return whether no process of the group is left, after at most `seconds`."""
+    deadline = time.monotonic() + seconds
     with contextlib.suppress(ChildProcessError):
-        while True:
-            os.waitpid(-server.pid, 0)
+        while time.monotonic() < deadline:
+            if os.waitpid(-group, os.WNOHANG) == (0, 0):
+                time.sleep(_LOOK_EVERY)
+        return False
+    return True
 
 
 if __name__ == "__main__":
