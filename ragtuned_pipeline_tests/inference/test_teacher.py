@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -180,6 +181,19 @@ def test_waiting_for_another_attempt_holds_no_slot(store: CompletionStore) -> No
     assert "item 0" in str(server.bodies[0])
     assert "item 0" not in str(server.bodies[1])
     assert None not in by_item(outcomes).values()
+
+
+def test_the_server_says_how_long_to_wait(store: CompletionStore) -> None:
+    asked_at: list[float] = []
+
+    def reply(request: dict[str, Any]) -> Any:
+        asked_at.append(time.monotonic())
+        return Answer(429, {}, {"Retry-After": "1"}) if len(asked_at) == 1 else echo(request)
+
+    with ChatServer(reply) as server:
+        answers(settings(server), store, [call("item")])
+    first, second = asked_at
+    assert second - first >= 0.99  # the first wait of these tests is 0.01 s otherwise
 
 
 def test_an_invalid_reply_is_tried_again_with_the_reason_told(store: CompletionStore) -> None:
