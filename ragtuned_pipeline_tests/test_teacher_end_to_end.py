@@ -1,4 +1,4 @@
-"""The whole way with a teacher: a scripted one over real HTTP that fails three requests in ten."""
+"""The whole way with a teacher: a scripted one over real HTTP that fails one request in ten."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from ragtuned_pipeline_tests.scripted import teacher
 
 KEY = "sk-never-to-be-seen-9fb2"
 QUICK_FAULTS = tuple(kind for kind in FAULTS if kind not in {"slow", "endless"})
-ARTICLES = 6
+ARTICLES = 3
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def register(home: Home, server: ChatServer, **more: dict) -> None:
             "price_prompt": 1.0,
             "price_completion": 4.0,
         },
-        "tuning": {"time_budget_minutes": 0.15},
-        "evaluation": {"questions_per_set": 20, "systems": "tuned,base"},
+        "tuning": {"time_budget_minutes": 0.1},
+        "evaluation": {"questions_per_set": 10, "systems": "tuned,base", "control_facts": 4},
     }
     home.register("news", documents, None, settings | more)
 
@@ -60,7 +60,7 @@ def taught(
     home, events = Home(tmp_path_factory.mktemp("taught")), []
     with (
         pytest.MonkeyPatch.context() as patch,
-        ChatServer(teacher.news, faults=0.3, kinds=QUICK_FAULTS) as server,
+        ChatServer(teacher.news, faults=0.1, kinds=QUICK_FAULTS) as server,
     ):
         patch.setenv("SCRIPTED_KEY", KEY)
         register(home, server)
@@ -74,7 +74,7 @@ def read(taught: Taught, name: str) -> pa.Table:
 
 def test_it_ends_in_a_scorecard_and_a_report(taught: Taught) -> None:
     card = corpus_status(taught.home, "news")["scorecard"]
-    assert card["systems"]["tuned"]["held_out_wording"]["n"] >= 10
+    assert card["systems"]["tuned"]["held_out_wording"]["n"] >= 5
     assert card["teacher"]["model"] == "scripted"
     page = (taught.home.report("news") / "index.html").read_text(encoding="utf-8")
     assert "What the teacher was asked" in page
@@ -86,7 +86,7 @@ def test_every_request_is_counted_and_every_item_is_answered_or_a_failure(taught
         assert store.count() == usage.completed
     assert usage.calls == taught.server.requests
     assert usage.calls == usage.completed + usage.retries + usage.failed
-    assert usage.retries > 0.2 * usage.calls, "the server did misbehave"
+    assert usage.retries > 0.05 * usage.calls, "the server did misbehave"
     asked = [
         row
         for name in ("graph_usage", "reports_usage", "synthesis_usage")
@@ -180,5 +180,5 @@ def test_a_killed_run_pays_nothing_twice(tmp_path: Path) -> None:
 
 def test_status_tells_what_was_spent(taught: Taught) -> None:
     entry = json.loads(json.dumps(corpus_status(taught.home, "news")))
-    assert entry["teacher"]["extraction"]["calls"] >= 6
+    assert entry["teacher"]["extraction"]["calls"] >= 3
     assert entry["teacher"]["extraction"]["money"] > 0

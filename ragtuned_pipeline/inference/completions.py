@@ -179,6 +179,11 @@ class CompletionStore:
             )
             self._count(scope, step, model, usage)
 
+    def discard(self, key: bytes) -> None:
+        """Delete the reply under `key`: it is of no use any more."""
+        with self._lock:
+            self._connection.execute("DELETE FROM completions WHERE key = ?", (key,))
+
     def add(self, scope: Scope, step: str, model: str, usage: Usage) -> None:
         """Count usage that brought no reply: hits, retries, failures."""
         with self._lock, self._transaction():

@@ -58,7 +58,7 @@ _WINDOW = 8
 _LONGEST_BACKOFF_SECONDS = 60.0
 _HITS_AT_ONCE = 1000  # counted in one transaction
 _QUOTED = 2000  # characters of an invalid reply that are shown to the model again
-_UNREACHABLE_ITEMS = 8  # failed in a row, at least, before the server counts as down
+_LOST_ITEMS = 8  # in a row, at least, before the server counts as down
 
 
 def call_key(model: str, call: Call[T], settings: TeacherSettings) -> bytes:
@@ -119,7 +119,7 @@ class LlmTeacher:
         self._backoff = wait_exponential_jitter(
             multiplier=backoff_seconds, max=_LONGEST_BACKOFF_SECONDS, jitter=backoff_seconds
         )
-        self._unreachable = 0
+        self._lost = 0  # items given up since the last reply, because the server gave none
         self._why: str | None = None  # the teacher cannot go on
         self._stopped = asyncio.Event()
         self._closing = asyncio.Event()
@@ -159,7 +159,7 @@ class LlmTeacher:
                 return
             yield outcome
             for call in equal:
-                yield self._same(call, key, outcome)
+                yield self._same(call, outcome)
 
         try:
             for call in calls:
@@ -183,7 +183,8 @@ class LlmTeacher:
             if stopped:
                 raise TeacherStopped(self._last_words())
         finally:
-            for future in futures.values():
+            # Those that wait first: a slot that is given back must not go to one of them.
+            for future in reversed(futures.values()):
                 future.cancel()
             self._count_hits()
 
@@ -196,10 +197,18 @@ class LlmTeacher:
     # In the caller's thread.
 
     def _look_up(self, call: Call[T], key: bytes) -> Completed[T] | None:
-        """Return the stored reply, unless code has changed so that it is no longer valid."""
+        """Return the stored reply; one that code has changed so that it is not valid any more is
+        discarded, for a new one to take its place."""
         stored = self._store.get(key)
         if stored is None:
             return None
+        hit = self._hit(call, stored)
+        if hit is None:
+            self._store.discard(key)
+        return hit
+
+    def _hit(self, call: Call[T], stored: Stored) -> Completed[T] | None:
+        """Return the outcome of a call that has its reply already, if it is valid for it."""
         try:
             value = call.schema.model_validate_json(stored.text)
         except ValidationError:
@@ -216,11 +225,13 @@ class LlmTeacher:
             self._spending.count(step, Usage(hits=hits))
         self._hits.clear()
 
-    def _same(self, call: Call[T], key: bytes, outcome: Outcome[T]) -> Outcome[T]:
+    def _same(self, call: Call[T], outcome: Outcome[T]) -> Outcome[T]:
         """Return the outcome of a call that is equal to the one that was asked."""
         if isinstance(outcome, Failed):
             return Failed(call, outcome.reason, outcome.attempts)
-        return self._look_up(call, key) or Failed(
+        text = outcome.value.model_dump_json(by_alias=True)
+        tokens = outcome.prompt_tokens, outcome.completion_tokens
+        return self._hit(call, Stored(text, *tokens)) or Failed(
             call, "the reply to an equal call does not pass this one's check", 1
         )
 
@@ -341,15 +352,13 @@ class LlmTeacher:
                 except RequestFailed as error:
                     if error.throttled:
                         self._concurrency.throttled(mark)
-                    if not error.unreachable:
-                        self._unreachable = 0
                     raise
                 except asyncio.CancelledError:
                     self._spending.count(step, Usage(calls=1, failed=1))
                     raise
                 finally:
                     self._tokens.correct(used - tokens)
-            self._unreachable = 0
+            self._lost = 0
             self._concurrency.succeeded()
             return raw
 
@@ -373,12 +382,13 @@ class LlmTeacher:
         if error.refused:
             self._stop(error.reason)
             self._raise_if_stopped()
-        if error.unreachable:
-            self._unreachable += 1
-            if self._unreachable >= max(_UNREACHABLE_ITEMS, self._settings.concurrency):
+        if error.again:
+            self._lost += 1
+            if self._lost >= max(_LOST_ITEMS, self._settings.concurrency):
+                what = "reached no server" if error.unreachable else "got no reply"
                 self._stop(
-                    f"{self._unreachable} calls in a row reached no server ({error.reason}); "
-                    "start it, or check teacher.address"
+                    f"{self._lost} calls in a row {what} ({error.reason}); "
+                    "see to the server, or check teacher.address"
                 )
 
     def _stop(self, why: str) -> None:

@@ -103,6 +103,11 @@ def embedder(settings: Settings) -> Callable[[Sequence[str]], np.ndarray] | None
     teacher = settings.teacher
     if not teacher.embedding_model:
         return None
+    if teacher.engine != "openai":
+        raise UserError(
+            f"setting teacher.embedding_model: teacher.engine = {teacher.engine} serves no "
+            "embeddings; leave it empty, or use an OpenAI-compatible server that has both"
+        )
     from ragtuned_pipeline.inference.embeddings import embed
 
     return lambda texts: embed(texts, teacher)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,8 @@ _MODULE = "ragtuned_pipeline_tests.benchmarks.kill_and_resume"
 MODEL = "scripted"
 CONCURRENCY = 4
 LATENCY = 0.1  # seconds
-ARTICLES = 4
-STARTING = 2.0  # seconds, about, until a started run asks its first question
+ARTICLES = 2
+MOST_REQUESTS = 9  # of a run before it is killed
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,14 @@ def kill_and_resume(folder: Path, kills: int, seed: int = 0) -> Outcome:
         home = _home(folder / "killed", documents, server.address)
         while len(stored) < kills:
             run = _start(home)
-            try:
-                run.wait(STARTING + draw.uniform(-1.0, 1.5))
-            except subprocess.TimeoutExpired:
-                os.kill(run.pid, signal.SIGKILL)
-                run.wait()
-            else:
+            enough = counting.requests + draw.randint(0, MOST_REQUESTS)
+            while run.poll() is None and counting.requests < enough:
+                time.sleep(0.005)
+            time.sleep(draw.uniform(0, 2 * LATENCY))
+            if run.poll() is not None:
                 break  # done before the kill
+            os.kill(run.pid, signal.SIGKILL)
+            run.wait()
             counting.forbidden |= _stored(home)
             stored.append(len(counting.forbidden))
         assert _start(home).wait() == 0

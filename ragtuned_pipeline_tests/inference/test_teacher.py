@@ -461,6 +461,29 @@ def test_a_server_that_is_down_stops_the_run(store: CompletionStore) -> None:
     assert usage.failed == len(outcomes)
 
 
+def test_a_server_that_only_fails_stops_the_run(store: CompletionStore) -> None:
+    """Nine thousand items must not each be tried for half a minute and given up."""
+    with ChatServer(lambda request: Answer(503, {"error": {"message": "overloaded"}})) as server:
+        outcomes, why = until_stopped(settings(server, max_attempts=2), store, calls(500))
+    assert 8 <= len(outcomes) < 100
+    assert "calls in a row got no reply" in why
+    assert "overloaded" in why
+
+
+def test_a_stored_reply_that_is_no_longer_valid_is_asked_for_once(store: CompletionStore) -> None:
+    def is_new(value: Echo) -> str | None:
+        return None if value.said == "new" else "not new"
+
+    checked = [call(f"item {n}", check=is_new) for n in range(3)]
+    with ChatServer(echo) as server:
+        answers(settings(server), store, calls(3))
+    with ChatServer(lambda request: {"said": "new"}) as server:
+        for _ in range(2):
+            outcomes = answers(settings(server), store, checked)
+            assert all(isinstance(outcome, Completed) for outcome in outcomes)
+        assert server.requests == 3
+
+
 def test_failures_here_and_there_do_not_stop_the_run(store: CompletionStore) -> None:
     with ChatServer(echo, faults=0.4, kinds=("drop_before",)) as server:
         outcomes = answers(settings(server, max_attempts=1), store, calls(200))
