@@ -485,7 +485,7 @@ def test_a_stored_reply_that_is_no_longer_valid_is_asked_for_once(store: Complet
 
 
 def test_failures_here_and_there_do_not_stop_the_run(store: CompletionStore) -> None:
-    with ChatServer(echo, faults=0.4, kinds=("drop_before",)) as server:
+    with ChatServer(echo, faults=0.2, kinds=("drop_before",)) as server:
         outcomes = answers(settings(server, max_attempts=1), store, calls(200))
     assert len(by_item(outcomes)) == 200
     assert sum(isinstance(outcome, Failed) for outcome in outcomes) > 8
