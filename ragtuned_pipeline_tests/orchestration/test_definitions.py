@@ -1,6 +1,7 @@
 """What the code location holds; a change here is a change of the interface."""
 
 from ragtuned_pipeline.definitions import defs
+from ragtuned_pipeline_tests.lineage_picture import PICTURE
 
 ASSETS = {
     "corpus": [
@@ -58,6 +59,13 @@ def test_the_assets_by_group() -> None:
     for key in sorted(graph.get_all_asset_keys()):
         found.setdefault(graph.get(key).group_name or "", []).append(key.to_user_string())
     assert found == {group: sorted(names) for group, names in ASSETS.items()}
+
+
+def test_the_lineage_picture_shows_every_asset() -> None:
+    """`python -m ragtuned_pipeline_tests.lineage_picture` draws it anew."""
+    picture = PICTURE.read_text(encoding="utf-8")
+    for names in ASSETS.values():
+        assert [name for name in names if f">{name}</text>" not in picture] == []
 
 
 def test_every_asset_is_described_owned_and_versioned_and_has_one_partition_a_corpus() -> None:
