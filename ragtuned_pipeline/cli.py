@@ -30,6 +30,11 @@ HomeOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 CorpusArgument = Annotated[str, typer.Argument(metavar="N", help="The corpus's name.")]
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of documents.")]
+ProfileOption = Annotated[str | None, typer.Option("--profile", help="embedded, gpu or api.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.NAME=VALUE", help="A setting.")
+]
 SystemOption = Annotated[
     str, typer.Option(help="Which system answers: tuned, base, vanilla_rag or long_context.")
 ]
@@ -37,36 +42,35 @@ SystemOption = Annotated[
 
 @app.command()
 def run(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of documents.")],
+    folder: FolderArgument,
     name: Annotated[str | None, typer.Option(help="Name of the corpus [the folder's]")] = None,
-    profile: Annotated[str | None, typer.Option(help="embedded, gpu or api.")] = None,
+    profile: ProfileOption = None,
     gold: Annotated[
         Path | None, typer.Option(help="Your questions with reference answers: json, jsonl or csv.")
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.NAME=VALUE", help="A setting.")
-    ] = None,
+    set_: SetOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read DIR, build its graph, synthesise, tune an adapter, evaluate and report."""
+    from ragtuned_pipeline.orchestration.teaching import teacher_model
     from ragtuned_pipeline.settings import load_settings
 
     place = _home(home)
     corpus = name or folder.resolve().name
     own = _overrides(set_ or [], profile)
-    load_settings(place.folder, overrides=own)  # refused before anything is written
+    settings = load_settings(place.folder, overrides=own)  # refused before anything is written
+    if settings.teacher.engine != "none":
+        teacher_model(settings)
     place.register(corpus, folder, gold, own)
     _run_and_show(place, corpus, None, as_json)
 
 
 @app.command()
 def plan(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of documents.")],
-    profile: Annotated[str | None, typer.Option(help="embedded, gpu or api.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.NAME=VALUE", help="A setting.")
-    ] = None,
+    folder: FolderArgument,
+    profile: ProfileOption = None,
+    set_: SetOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from ragtuned_pipeline.inference.completions import CompletionStore, Scope, Stored, Usage
+from ragtuned_pipeline_tests.conftest import HARBOUR
+
 
 def ragtuned(home: Path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     # What the shell has set would send a run to the user's own instance.
@@ -32,6 +35,9 @@ def ragtuned(home: Path, *arguments: str, stdin: str = "") -> subprocess.Complet
         (["run", ".", "--name", "n", "--set", "tuning.epochs=none"], 2, "setting tuning.epochs"),
         (["run", ".", "--name", "n", "--profile", "huge"], 2, "profile 'huge': choose one of"),
         (["run", ".", "--name", "n", "--gold", "none.csv"], 2, "none.csv: no such file"),
+        (["run", ".", "--name", "n", "--profile", "api"], 2, "setting teacher.model"),
+        (["plan", ".", "--profile", "api"], 2, "setting teacher.model"),
+        (["plan", "no-such-folder"], 1, "no-such-folder"),
         (["status", "nobody"], 1, "no corpus 'nobody'"),
         (["unknown-verb"], 2, "unknown-verb"),
     ],
@@ -63,7 +69,33 @@ def test_status_is_readable_by_programs(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == {"home": str(tmp_path), "corpora": []}
 
 
+def test_a_plan_counts_what_would_be_asked_and_writes_nothing(tmp_path: Path) -> None:
+    teacher = ["--profile", "api", "--set", "teacher.model=m", "--set", "teacher.price_prompt=2"]
+    budget = ["--set", "budget.max_calls=3"]
+    home = tmp_path / "home"
+    planned = json.loads(ragtuned(home, "plan", str(HARBOUR), *teacher, "--json").stdout)
+    steps = planned["steps"]
+    assert steps["extraction"]["calls"] == planned["text_units"]
+    assert all(step["money"] > 0 and step["hits"] == 0 for step in steps.values())
+    shown = ragtuned(home, "plan", str(HARBOUR), *teacher, *budget).stdout
+    assert "local question" in shown
+    assert "over the limit budget.max_calls = 3" in shown
+    assert not home.exists()
+
+
+def test_without_a_teacher_a_plan_says_so(tmp_path: Path) -> None:
+    assert "nothing is spent" in ragtuned(tmp_path, "plan", str(HARBOUR)).stdout
+
+
+def test_pruning_says_what_went(tmp_path: Path) -> None:
+    assert "No stored replies" in ragtuned(tmp_path, "prune").stdout
+    with CompletionStore(tmp_path / "completions.sqlite") as store:
+        store.put(b"key", "m", Stored("{}", 1, 1), Scope("run", "n"), "step", Usage(calls=1))
+    assert "0 stored replies deleted, 1 kept" in ragtuned(tmp_path, "prune").stdout
+    assert "1 stored replies deleted, 0 kept" in ragtuned(tmp_path, "prune", "--days", "0").stdout
+
+
 def test_help_names_every_verb(tmp_path: Path) -> None:
     printed = ragtuned(tmp_path, "--help").stdout
-    for verb in ("run", "evaluate", "ask", "chat", "status"):
+    for verb in ("run", "plan", "prune", "evaluate", "ask", "chat", "status"):
         assert verb in printed

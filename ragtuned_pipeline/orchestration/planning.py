@@ -96,6 +96,8 @@ def plan_folder(folder: Path, settings: Settings, completions: Path) -> FolderPl
     from ragtuned_pipeline.inference.base_models import load_fast_tokenizer
     from ragtuned_pipeline.inference.completions import CompletionStore
 
+    if settings.teacher.engine != "none":
+        teacher_model(settings)  # refused before a large folder is read
     read, failures = read_folder(folder, settings.corpus.max_file_megabytes)
     tokenizer = load_fast_tokenizer(settings.tuning.base_model)
     documents, units = chunk_documents(
