@@ -225,6 +225,8 @@ class ChatServer:
             await _send(writer, Answer(200, _embeddings(json.loads(body))))
         elif (method, path) == ("GET", "/v1/models"):
             await _send(writer, Answer(200, {"object": "list", "data": [{"id": "test"}]}))
+        elif (method, path) == ("GET", "/health"):
+            await _send(writer, Answer(200, {}))
         elif (method, path) == ("GET", "/statistics"):
             await _send(writer, Answer(200, self.statistics()))
         else:

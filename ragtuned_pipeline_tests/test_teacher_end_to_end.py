@@ -1,6 +1,7 @@
 """The whole way with a teacher: a scripted one over real HTTP that fails one request in ten."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from ragtuned_pipeline.inference.completions import CompletionStore, Usage
+from ragtuned_pipeline.orchestration import teaching
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import TableStore
 from ragtuned_pipeline.orchestration.planning import plan_folder
@@ -32,16 +34,16 @@ class Taught:
     events: list[StepEvent]
 
 
-def register(home: Home, server: ChatServer, **more: dict) -> None:
+def register(home: Home, server: ChatServer | None, **more: dict) -> None:
     documents = home.folder / "articles"
     if not documents.exists():
         documents.mkdir(parents=True)
         for article in sorted((teacher.SAMPLES / "news" / "documents").iterdir())[:ARTICLES]:
             shutil.copy(article, documents)
-    settings = {
+    settings: dict = {
         "profile": "api",
         "teacher": {
-            "address": server.address,
+            "address": server.address if server else "",
             "model": "scripted",
             "api_key_variable": "SCRIPTED_KEY",
             "price_prompt": 1.0,
@@ -63,6 +65,7 @@ def taught(
         ChatServer(teacher.news, faults=0.1, kinds=QUICK_FAULTS) as server,
     ):
         patch.setenv("SCRIPTED_KEY", KEY)
+        patch.setattr(teaching, "_OBSERVED_EVERY", 0.0)
         register(home, server)
         run_assets(home, "news", None, events.append)
         yield Taught(home, server, events)
@@ -115,6 +118,10 @@ def test_progress_is_shown_while_it_works(taught: Taught) -> None:
     lines = [event.numbers for event in taught.events if event.kind == "teacher"]
     assert lines
     assert all(line and line["calls"] >= line["failed"] for line in lines)
+    with dg.DagsterInstance.get() as instance:
+        seen = instance.fetch_observations(dg.AssetKey("entities"), limit=1).records
+    metadata = seen[0].asset_observation.metadata
+    assert {"teacher/extraction", "run/calls", "run/money", "run/failed"} <= metadata.keys()
 
 
 def test_the_key_is_nowhere(taught: Taught) -> None:
@@ -167,6 +174,42 @@ def test_failures_above_the_share_fail_the_check(tmp_path: Path) -> None:
             dg.AssetCheckKey(dg.AssetKey("text_units"), "failures_share"), limit=1
         )
     assert records[0].status.value == "FAILED"
+
+
+SERVER = """
+import os, sys
+from ragtuned_pipeline_tests.chat_server import main
+
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+with open(os.environ["STARTED"], "a") as started:
+    started.write(f"{os.getpid()}\\n")
+script = "ragtuned_pipeline_tests.scripted.teacher:news"
+sys.argv[1:] = ["--reply", script, "--port", given["--port"]]
+main()
+"""
+
+
+@pytest.mark.usefixtures("_dagster_environment")
+def test_a_managed_server_is_shared_by_the_steps_of_a_run_and_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package `vllm` that serves the scripted teacher stands in for vLLM's own program."""
+    package = tmp_path / "site" / "vllm" / "entrypoints" / "openai"
+    package.mkdir(parents=True)
+    (package / "api_server.py").write_text(SERVER, encoding="utf-8")
+    started = tmp_path / "started"
+    monkeypatch.setenv("STARTED", str(started))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{Path.cwd()}")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    home = Home(tmp_path / "home")
+    register(home, None, teacher={"engine": "vllm"})
+    for number, group in enumerate(("graph", "synthesis"), 1):
+        run_assets(home, "news", "corpus", lambda _event: None)
+        run_assets(home, "news", group, lambda _event: None)
+        servers = started.read_text().split()
+        assert len(servers) == number, "one server for all steps of a run"
+        assert not [pid for pid in servers if Path(f"/proc/{pid}").exists()]
+    assert TableStore(home.tables).read("graph_failures", "news").num_rows == 0
 
 
 def test_a_killed_run_pays_nothing_twice(tmp_path: Path) -> None:

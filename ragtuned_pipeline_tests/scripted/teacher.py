@@ -35,6 +35,8 @@ def _reply(sample: str, request: Mapping[str, Any]) -> dict[str, Any]:
     name, messages = request["response_format"]["json_schema"]["name"], request["messages"]
     if name in _GRAPH:
         return _graph(sample).reply(name, messages)
+    if name == "PlainAnswer":
+        return {"answer": "I do not know."}
     if name == "CommunityReport":
         return reports.reply(name, messages[:2])
     return SynthesisScript().reply(name, messages[:2])  # a retry adds what was wrong

@@ -252,6 +252,7 @@ def control_answers(
     )
 
 
+_REASONS_SHOWN = 50
 _STAGES = ("documents", "graph", "reports", "synthesis", "queries")
 
 
@@ -264,14 +265,30 @@ _STAGES = ("documents", "graph", "reports", "synthesis", "queries")
 def all_failures(
     context: dg.AssetExecutionContext, home: HomeResource, **stages: pa.Table
 ) -> Iterator[Any]:
-    yield from run_step(
-        context,
-        home.store,
-        ["failures"],
-        "",
-        stages,
-        lambda: ({"failures": pa.concat_tables(list(stages.values()))}, {}),
+    def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
+        failures = pa.concat_tables(list(stages.values()))
+        counted = pc.value_counts(failures["stage"]).to_pylist()
+        return {"failures": failures}, {
+            "by_stage": {each["values"]: each["counts"] for each in counted},
+            "reasons": dg.MetadataValue.md(_reasons(failures)),
+        }
+
+    yield from run_step(context, home.store, ["failures"], "", stages, compute)
+
+
+def _reasons(failures: pa.Table) -> str:
+    """The most frequent reasons, each with an item that it stopped, as a Markdown table."""
+    grouped = failures.group_by(["stage", "reason"], use_threads=False).aggregate(
+        [("item_id", "count"), ("item_id", "first")]
     )
+    ordered = grouped.sort_by([("item_id_count", "descending"), ("stage", "ascending")])
+    lines = ["| items | stage | reason | for example |", "|---|---|---|---|"]
+    for row in ordered.slice(0, _REASONS_SHOWN).to_pylist():
+        reason = row["reason"].replace("|", "\\|").replace("\n", " ")
+        lines.append(
+            f"| {row['item_id_count']} | {row['stage']} | {reason} | {row['item_id_first']} |"
+        )
+    return "\n".join(lines)
 
 
 @table_assets(
