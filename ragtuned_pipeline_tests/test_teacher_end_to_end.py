@@ -214,7 +214,7 @@ def test_a_managed_server_is_shared_by_the_steps_of_a_run_and_ends_with_it(
 
 def test_a_killed_run_pays_nothing_twice(tmp_path: Path) -> None:
     """benchmarks/kill_and_resume.py does it fifty times."""
-    outcome = kill_and_resume(tmp_path, kills=3, seed=1)
+    outcome = kill_and_resume(tmp_path, kills=3, articles=2, seed=1)
     assert outcome.kills == 3
     assert outcome.stored_at_kills[-1] > 0
     assert outcome.repeated == 0

@@ -1,7 +1,7 @@
 """What the teacher may reply in a plan: as long as a real reply, and good enough for every gate.
 
 Lengths are those that the prompts ask for: a thought of two or three sentences, questions of about
-twelve words, long answers of as many words as are wanted. A tenth of the local questions is
+twelve words, long answers of as many words as are wanted. A fifth of the local questions is
 declined.
 """
 
@@ -38,7 +38,7 @@ _CHECK = (
 )
 _SENTENCE = "Then the matter was taken up again by all who had a part in it from the beginning. "
 
-_ASKED_PER_DECLINED = 10  # one local question in so many is declined
+_ASKED_PER_DECLINED = 5  # one local question in so many is declined
 
 _SHORT = re.compile(r"exactly (\d+) other ways")
 _LONG = re.compile(r"exactly (\d+) ways")

@@ -36,7 +36,6 @@ _MODULE = "ragtuned_pipeline_tests.benchmarks.kill_and_resume"
 MODEL = "scripted"
 CONCURRENCY = 4
 LATENCY = 0.1  # seconds
-ARTICLES = 2
 MOST_REQUESTS = 9  # of a run before it is killed
 
 
@@ -95,11 +94,11 @@ def _schemas() -> dict[str, type[BaseModel]]:
     return {kind.__name__: kind for kind in below(BaseModel)}
 
 
-def kill_and_resume(folder: Path, kills: int, seed: int = 0) -> Outcome:
-    """Run once in peace and once with `kills` kills, both below `folder`."""
+def kill_and_resume(folder: Path, kills: int, articles: int, seed: int = 0) -> Outcome:
+    """Run `articles` articles once in peace and once with `kills` kills, both below `folder`."""
     documents = folder / "documents"
     documents.mkdir()
-    for article in sorted((teacher.SAMPLES / "news" / "documents").iterdir())[:ARTICLES]:
+    for article in sorted((teacher.SAMPLES / "news" / "documents").iterdir())[:articles]:
         shutil.copy(article, documents)
     peaceful, counting = Counting(), Counting()
     with ChatServer(peaceful) as server:
@@ -180,7 +179,9 @@ def main() -> None:
         _drive(Home(Path(given)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        outcome = kill_and_resume(Path(folder), int(given))
+        # Enough calls for so many runs that are killed after a few.
+        kills = int(given)
+        outcome = kill_and_resume(Path(folder), kills, articles=2 + kills // 4)
     print(f"kills that hit a run            {outcome.kills}")
     print(f"replies stored after each kill  {outcome.stored_at_kills}")
     print(f"requests; without kills         {outcome.requests}; {outcome.needed}")

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 _SENTENCE = re.compile(r"^\[(\d+)\] (.*)$", re.MULTILINE)
+_FIRST_PERSON = re.compile(r"\b(?:I|me|my|mine|myself)\b")
+_PRONOUN = re.compile(r"\b(?:he|she|it|they|him|her|his|them|their|its)\b", re.IGNORECASE)
 _TYPES = {"object": "specific object"}  # the gold's word and the settings'
 _DESCRIPTION = 400  # characters
 _MANY = 4  # relationships of a passage, of which the last is only gleaned
@@ -21,11 +23,13 @@ class GraphScript:
 
     An entity is found where a sentence holds its name or an alias. An alias that several things
     share stands for the one that is named in full in the same passage, else for none. Two things
-    are related where the gold relates them and a sentence holds both; of many relationships one is
-    missed at first.
+    are related where the gold relates them and a sentence holds both, or holds one and a pronoun
+    that may stand for the other, named in the sentence before; of many relationships one is missed
+    at first. `writer` is meant by "I", "me" and "my" too.
     """
 
-    def __init__(self, gold_folder: Path) -> None:
+    def __init__(self, gold_folder: Path, writer: str | None = None) -> None:
+        self._writer = writer
         self._things = _read(gold_folder / "entities.jsonl")
         self._types = {row["name"]: row["type"] for row in self._things}
         self._meanings: dict[str, set[str]] = defaultdict(set)
@@ -80,9 +84,10 @@ class GraphScript:
         ]
         stated: dict[tuple[str, str], list[int]] = defaultdict(list)
         for number, things in named.items():
-            for a, b in combinations(sorted(things), 2):
+            before = named.get(number - 1, set()) if _PRONOUN.search(lines[number]) else set()
+            for a, b in combinations(sorted(things | before), 2):
                 for pair in ((a, b), (b, a)):
-                    if pair in self._relations:
+                    if pair in self._relations and things & set(pair):
                         stated[pair].append(number)
         relationships = [
             {
@@ -100,6 +105,9 @@ class GraphScript:
     def _named(self, sentences: Sequence[tuple[int, str]]) -> dict[int, set[str]]:
         """Return for each sentence the things that it names."""
         found = {number: self._any_name.findall(text) for number, text in sentences}
+        if self._writer:
+            for number, text in sentences:
+                found[number] += [self._writer] if _FIRST_PERSON.search(text) else []
         sure = {
             thing
             for names in found.values()

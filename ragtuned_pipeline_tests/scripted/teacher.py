@@ -16,6 +16,7 @@ from ragtuned_pipeline_tests.scripted.graph import GraphScript
 from ragtuned_pipeline_tests.scripted.synthesis import SynthesisScript
 
 SAMPLES = Path(ragtuned_pipeline.__path__[0]) / "samples"
+_WRITERS = {"journal": "Wenna Tarrowby"}
 _GRAPH = {"Extraction", "Gleaning", "Claims", "SameEntity", "Description"}
 
 
@@ -44,4 +45,4 @@ def _reply(sample: str, request: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _graph(sample: str) -> GraphScript:
-    return GraphScript(SAMPLES / sample / "gold")
+    return GraphScript(SAMPLES / sample / "gold", _WRITERS.get(sample))
