@@ -34,6 +34,7 @@ CountTokens = Callable[[Sequence[str]], "np.ndarray"]
 
 _SHOWN_EVERY = 1.0  # seconds, on the command line
 _OBSERVED_EVERY = 20.0  # seconds, in Dagster's UI
+_FAILURES_LOGGED = 20  # of a step; all of them are in its failures table
 
 
 def teacher_model(settings: Settings) -> str:
@@ -172,7 +173,9 @@ class ShownTeacher:
             f"teacher/{step}": f"{count.calls:,} calls ({count.stored:,} from the store), "
             f"{count.failed:,} failed, {count.prompt_tokens:,} + {count.completion_tokens:,} tokens"
             for step, count in sorted(self._counts.items())
-        } | {f"run/{name}": value for name, value in asdict(_total(self._spent())).items()}
+        } | {
+            f"run/{name}": round(value, 4) for name, value in asdict(_total(self._spent())).items()
+        }
 
     def _count(self, outcome: Outcome[Any]) -> None:
         count = self._counts[outcome.call.step]
@@ -183,9 +186,10 @@ class ShownTeacher:
             count.completion_tokens += outcome.completion_tokens
         else:
             count.failed += 1
-            self._context.log.warning(
-                f"{outcome.call.step} of {outcome.call.item_id} failed: {outcome.reason}"
-            )
+            if count.failed <= _FAILURES_LOGGED:
+                self._context.log.warning(
+                    f"{outcome.call.step} of {outcome.call.item_id} failed: {outcome.reason}"
+                )
         now = time.monotonic()
         if now - self._shown >= _SHOWN_EVERY:
             self._shown = now
