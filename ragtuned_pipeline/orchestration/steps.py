@@ -141,7 +141,8 @@ def run_step(
     compute: Callable[[], tuple[Mapping[str, pa.Table], Mapping[str, Any]]],
     checks: Callable[[Mapping[str, pa.Table]], Sequence[dg.AssetCheckResult]] | None = None,
 ) -> Iterator[dg.MaterializeResult[pa.Table]]:
-    """Yield one result for each output table, computed only where something it depends on changed.
+    """Yield one result for each output table, computed only where something it depends on changed,
+    or calls of the teacher's failed the last time.
 
     Args:
         outputs: asset names; each is the name of a table schema or ends in "_failures".
@@ -155,6 +156,9 @@ def run_step(
     hashes = {k: v if isinstance(v, str) else content_hash(v) for k, v in inputs.items()}
     key = fingerprint(version, settings, hashes)
     kept = store.cached(outputs, corpus, key)
+    if kept and _has_failed_calls(kept):
+        context.log.info("calls of the teacher's had failed: they are asked again")
+        kept = None
     tables, extra = (kept, {"unchanged": True}) if kept else compute()
     if kept:
         context.log.info("nothing that this step depends on has changed: its result is kept")
@@ -173,6 +177,14 @@ def run_step(
             },
             check_results=[r for r in results if r.asset_key == dg.AssetKey(name)],
         )
+
+
+def _has_failed_calls(tables: Mapping[str, pa.Table]) -> bool:
+    """Tell whether a step lacks replies; those that it has are in the store and cost nothing."""
+    return any(
+        name.endswith("_usage") and (pc.sum(data["failed"]).as_py() or 0) > 0
+        for name, data in tables.items()
+    )
 
 
 _SAME_SCHEMA = {
