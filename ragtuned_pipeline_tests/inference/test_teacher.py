@@ -529,10 +529,11 @@ class Hanging:
     identity = "hanging"
 
     def __init__(self) -> None:
-        self.cancelled = 0
+        self.hanging = self.cancelled = 0
 
     async def reply(self, request: Request) -> RawReply:
         if "quick" not in request.messages[0]["content"]:
+            self.hanging += 1
             try:
                 await asyncio.sleep(30)
             except asyncio.CancelledError:
@@ -549,6 +550,8 @@ def test_what_an_early_end_leaves_gives_its_slots_back(store: CompletionStore) -
     with LlmTeacher(backend, made, store, BudgetSettings(), SCOPE) as opened:
         outcomes = opened.complete([call("quick"), *calls(10)])
         assert next(outcomes).call.item_id == "quick"
+        while backend.hanging < made.concurrency:
+            time.sleep(0.01)
         outcomes.close()  # type: ignore[attr-defined]
         (again,) = opened.complete([call("quick again")])
     assert isinstance(again, Completed)
