@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from ragtuned_pipeline.graph.descriptions import CountTokens
     from ragtuned_pipeline.inference.backend import Backend
     from ragtuned_pipeline.inference.calls import Call, Outcome, T, Teacher
     from ragtuned_pipeline.inference.completions import Usage
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from ragtuned_pipeline.inference.vllm_server import ManagedVllm
     from ragtuned_pipeline.orchestration.home import Home
     from ragtuned_pipeline.settings import Settings
-
-CountTokens = Callable[[Sequence[str]], "np.ndarray"]
 
 _SHOWN_EVERY = 1.0  # seconds, on the command line
 _OBSERVED_EVERY = 20.0  # seconds, in Dagster's UI
