@@ -12,14 +12,37 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
+from tenacity import RetryCallState, wait_exponential_jitter
+
+from ragtuned_pipeline.inference.backend import RequestFailed
 from ragtuned_pipeline.inference.completions import Usage
 from ragtuned_pipeline.inference.engine import Message
 from ragtuned_pipeline.settings import BudgetSettings
 
+CHARACTERS_A_TOKEN = 4  # of English in the tokenizers of hosted models, about
+
+_LONGEST_BACKOFF_SECONDS = 60.0
+
 
 def estimated_tokens(messages: Sequence[Message]) -> int:
-    """Return about how many tokens the messages have: one for four characters."""
-    return -(-sum(len(message["content"]) for message in messages) // 4)
+    """Return about how many tokens the messages have."""
+    return -(-sum(len(message["content"]) for message in messages) // CHARACTERS_A_TOKEN)
+
+
+class Backoff:
+    """The seconds before another attempt: twice as long each time, and what the server asks for
+    at least; none after an answer that only was of no use. A `wait` of tenacity's."""
+
+    def __init__(self, first_seconds: float) -> None:
+        self._longer = wait_exponential_jitter(
+            multiplier=first_seconds, max=_LONGEST_BACKOFF_SECONDS, jitter=first_seconds
+        )
+
+    def __call__(self, state: RetryCallState) -> float:
+        error = state.outcome and state.outcome.exception()
+        if isinstance(error, RequestFailed):
+            return max(self._longer(state), error.after or 0.0)
+        return 0.0
 
 
 class Pace:

@@ -55,12 +55,7 @@ class OpenAIBackend:
         self.identity = settings.model
         self._settings = settings
         self._url = f"{settings.address.rstrip('/')}/chat/completions"
-        self._key = os.environ.get(settings.api_key_variable, "").strip()
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise SettingsError(
-                f"the key in {settings.api_key_variable} (teacher.api_key_variable) holds "
-                "characters that no key has: set it again"
-            )
+        self._key = api_key(settings)
         self._client: httpx2.AsyncClient | None = None
         # OpenAI's newer models take only the second name, older servers only the first.
         self._limit_name = "max_tokens"
@@ -103,11 +98,8 @@ class OpenAIBackend:
 
         if self._client is None:
             most = self._settings.concurrency
-            host = urlsplit(self._url).hostname
             self._client = httpx2.AsyncClient(
-                # A proxy of the environment's is not for this machine's own addresses.
-                trust_env=host not in ("localhost", "127.0.0.1", "::1"),
-                headers={"Authorization": f"Bearer {self._key}"} if self._key else None,
+                **client_options(self._settings, self._key),
                 # The deadline of the whole request holds; the client's own timeouts add nothing.
                 timeout=httpx2.Timeout(None),
                 limits=httpx2.Limits(
@@ -134,12 +126,6 @@ class OpenAIBackend:
         settings = self._settings
         code, parameter, words = _error(body)
         said = f"{settings.address} answered {status}: {self._without_key(words)}"
-        if status in (401, 403):  # without the server's words, which may quote the key
-            return _refused(
-                f"{settings.address} answered {status}: the key in the environment variable "
-                f"{settings.api_key_variable} (teacher.api_key_variable) is "
-                f"{'not accepted' if self._key else 'not set'}"
-            )
         if status == 404 or 300 <= status < 400:
             return _refused(
                 f"{said}; check teacher.model = {settings.model!r} and "
@@ -147,9 +133,9 @@ class OpenAIBackend:
             )
         if status == 429 and code == "insufficient_quota":
             return _refused(f"{said}; teacher.api_key_variable names a key without credit left")
-        if status in _RETRIED or status >= 500:
-            after = retry_after(headers.get("retry-after"))
-            return RequestFailed(said, again=True, after=after, throttled=status == 429)
+        told = told_by_status(settings, self._key, status, headers, said)
+        if told is not None:
+            return told
         if status in (400, 422):
             if self._limit_name == "max_tokens" and "max_completion_tokens" in words:
                 self._limit_name = "max_completion_tokens"
@@ -163,6 +149,46 @@ class OpenAIBackend:
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+def api_key(settings: TeacherSettings) -> str:
+    """Return the key in the environment variable teacher.api_key_variable, "" where it is not set.
+
+    Raises:
+        SettingsError: it holds characters that no header may.
+    """
+    key = os.environ.get(settings.api_key_variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise SettingsError(
+            f"the key in {settings.api_key_variable} (teacher.api_key_variable) holds "
+            "characters that no key has: set it again"
+        )
+    return key
+
+
+def client_options(settings: TeacherSettings, key: str) -> dict[str, Any]:
+    """Return how an httpx2 client reaches teacher.address."""
+    return {
+        # A proxy of the environment's is not for this machine's own addresses.
+        "trust_env": urlsplit(settings.address).hostname not in ("localhost", "127.0.0.1", "::1"),
+        "headers": {"Authorization": f"Bearer {key}"} if key else None,
+    }
+
+
+def told_by_status(
+    settings: TeacherSettings, key: str, status: int, headers: Mapping[str, str], said: str
+) -> RequestFailed | None:
+    """Return the failure that a status alone tells: a wrong key, or a request to try again."""
+    if status in (401, 403):  # without the server's words, which may quote the key
+        return _refused(
+            f"{settings.address} answered {status}: the key in the environment variable "
+            f"{settings.api_key_variable} (teacher.api_key_variable) is "
+            f"{'not accepted' if key else 'not set'}"
+        )
+    if status in _RETRIED or status >= 500:
+        after = retry_after(headers.get("retry-after"))
+        return RequestFailed(said, again=True, after=after, throttled=status == 429)
+    return None
 
 
 def retry_after(value: str | None) -> float | None:

@@ -11,13 +11,13 @@ from pydantic import BaseModel
 
 from ragtuned_pipeline.inference.calls import Call, Completed, Outcome, T
 from ragtuned_pipeline.inference.completions import CompletionStore, Usage
+from ragtuned_pipeline.inference.limits import CHARACTERS_A_TOKEN
 from ragtuned_pipeline.inference.teacher import call_key, price
 from ragtuned_pipeline.settings import TeacherSettings
 
 StandIn = Callable[[Call[Any]], BaseModel]
 
 _AT_ONCE = 512  # calls whose tokens are counted together
-_CHARACTERS_A_TOKEN = 4.0  # of English in the tokenizers of hosted models, about
 
 
 class Planner:
@@ -99,4 +99,4 @@ def seconds(usage: Usage, settings: TeacherSettings) -> float:
 
 def by_characters(texts: Sequence[str]) -> np.ndarray:
     """Return about how many tokens a hosted model counts in each text, int64 of shape (n,)."""
-    return np.ceil([len(text) / _CHARACTERS_A_TOKEN for text in texts]).astype(np.int64)
+    return np.ceil([len(text) / CHARACTERS_A_TOKEN for text in texts]).astype(np.int64)

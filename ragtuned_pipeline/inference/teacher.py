@@ -20,10 +20,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from tenacity import (
     AsyncRetrying,
-    RetryCallState,
     retry_if_exception,
     stop_after_attempt,
-    wait_exponential_jitter,
 )
 
 from ragtuned_pipeline.inference.backend import Backend, RawReply, Request, RequestFailed
@@ -45,6 +43,7 @@ from ragtuned_pipeline.inference.completions import (
 from ragtuned_pipeline.inference.engine import Message
 from ragtuned_pipeline.inference.limits import (
     AdaptiveConcurrency,
+    Backoff,
     Budget,
     Pace,
     estimated_tokens,
@@ -55,7 +54,6 @@ from ragtuned_pipeline.settings import BudgetSettings, TeacherSettings
 # Calls read ahead, for each request that may be in flight: those that wait to be tried again must
 # not leave the server idle.
 _WINDOW = 8
-_LONGEST_BACKOFF_SECONDS = 60.0
 _HITS_AT_ONCE = 1000  # counted in one transaction
 _QUOTED = 2000  # characters of an invalid reply that are shown to the model again
 _LOST_ITEMS = 8  # in a row, at least, before the server counts as down
@@ -116,9 +114,7 @@ class LlmTeacher:
         self._concurrency = AdaptiveConcurrency(settings.concurrency)
         self._requests = Pace(settings.requests_per_minute, sleep=self._pause)
         self._tokens = Pace(settings.tokens_per_minute, sleep=self._pause)
-        self._backoff = wait_exponential_jitter(
-            multiplier=backoff_seconds, max=_LONGEST_BACKOFF_SECONDS, jitter=backoff_seconds
-        )
+        self._backoff = Backoff(backoff_seconds)
         self._lost = 0  # items given up since the last reply, because the server gave none
         self._why: str | None = None  # the teacher cannot go on
         self._stopped = asyncio.Event()
@@ -275,7 +271,7 @@ class LlmTeacher:
             async for attempt in AsyncRetrying(
                 sleep=self._pause,
                 stop=stop_after_attempt(self._settings.max_attempts),
-                wait=self._wait,
+                wait=self._backoff,
                 retry=retry_if_exception(_may_help),
                 reraise=True,
             ):
@@ -361,13 +357,6 @@ class LlmTeacher:
             self._lost = 0
             self._concurrency.succeeded()
             return raw
-
-    def _wait(self, state: RetryCallState) -> float:
-        """Return the seconds before the next attempt; a server that answered needs no rest."""
-        error = state.outcome and state.outcome.exception()
-        if isinstance(error, RequestFailed):
-            return max(self._backoff(state), error.after or 0.0)
-        return 0.0
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, but wake and raise as soon as the teacher stops."""
