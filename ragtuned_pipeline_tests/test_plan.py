@@ -8,16 +8,12 @@ import pytest
 
 from ragtuned_pipeline.corpus.chunking import chunk_documents
 from ragtuned_pipeline.corpus.readers import read_folder
-from ragtuned_pipeline.graph.communities import cluster
-from ragtuned_pipeline.graph.extraction_llm import extract_with_teacher
-from ragtuned_pipeline.graph.reports_llm import reports_with_teacher
 from ragtuned_pipeline.inference.base_models import load_fast_tokenizer
 from ragtuned_pipeline.inference.calls import Call, Completed, Outcome, T
 from ragtuned_pipeline.inference.completions import Usage
 from ragtuned_pipeline.inference.plan import by_characters
-from ragtuned_pipeline.orchestration.planning import plan_teaching
+from ragtuned_pipeline.orchestration.planning import ask_everything, plan_teaching
 from ragtuned_pipeline.settings import load_settings
-from ragtuned_pipeline.synthesis.synthesise_llm import synthesise_with_teacher
 from ragtuned_pipeline_tests.scripted import teacher
 
 
@@ -46,22 +42,7 @@ def test_the_plan_is_within_15_percent(sample: str, tmp_path: Path) -> None:
     documents, units = chunk_documents(read, load_fast_tokenizer("embedded"), 500, 100)
     planned = sum(plan_teaching(documents, units, settings, None).values(), Usage())
     asked = Counted(sample)
-    graph = extract_with_teacher(documents, units, asked, settings.graph, by_characters)
-    tables = graph.entities, graph.relationships, graph.text_units
-    communities = cluster(graph.entities, graph.relationships, settings.graph)
-    reports, _ = reports_with_teacher(communities, *tables, asked, settings.graph, by_characters)
-    synthesise_with_teacher(
-        documents,
-        graph.text_units,
-        graph.entities,
-        graph.relationships,
-        communities,
-        reports,
-        asked,
-        None,
-        settings.synthesis,
-        None,
-    )
+    ask_everything(documents, units, asked, settings, by_characters)
     assert planned.calls == pytest.approx(asked.total.calls, rel=0.15)
     assert planned.prompt_tokens == pytest.approx(asked.total.prompt_tokens, rel=0.15)
     assert planned.completion_tokens == pytest.approx(asked.total.completion_tokens, rel=0.15)

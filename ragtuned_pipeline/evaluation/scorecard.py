@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from ragtuned_pipeline.evaluation.metrics import MEASURES, interval, score_answers
 from ragtuned_pipeline.evaluation.queries import QUESTION_SETS
+from ragtuned_pipeline.settings import TeacherSettings
 
 # What a set is read by: the gold answer of a whole-corpus question is several sentences long, which
 # no other answer contains word for word; to an unanswerable question a refusal is right.
@@ -137,22 +138,23 @@ def score(
 
 
 def teacher_account(
-    model: str, planned: pa.Table, asked: pa.Table, price_prompt: float, price_completion: float
+    model: str, planned: pa.Table, asked: pa.Table, settings: TeacherSettings
 ) -> dict[str, Any]:
     """Return what the teacher was asked beside what was planned, by step and in all.
 
     Args:
         planned, asked: tables `teacher_usage`; of a step that stands in one only, the other counts
             as nothing.
-        price_prompt, price_completion: for a million tokens.
+        settings: the prices are read.
     """
+    from ragtuned_pipeline.inference.teacher import price
 
     def column(rows: Mapping[str, Any], name: str) -> int:
         return sum(row[name] for row in rows.values())
 
     def money(rows: Mapping[str, Any]) -> float:
-        prompt, reply = column(rows, "prompt_tokens"), column(rows, "completion_tokens")
-        return _rounded((prompt * price_prompt + reply * price_completion) / 1e6)
+        tokens = column(rows, "prompt_tokens"), column(rows, "completion_tokens")
+        return _rounded(price(settings, *tokens))
 
     plan = {row["step"]: row for row in planned.to_pylist()}
     real = {row["step"]: row for row in asked.to_pylist()}

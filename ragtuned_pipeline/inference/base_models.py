@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,14 +100,25 @@ def identity(base_model: str) -> str:
     A hub id stands for itself; a folder ("embedded" too) is ``base-<20 hex digits>``, a hash of its
     config, tokenizer and weights, wherever it lies.
     """
-    place = resolve(base_model)
-    if not Path(place).is_absolute():
-        return place
+    place = Path(resolve(base_model))
+    if not place.is_absolute():
+        return str(place)
+    files = [*sorted(place.glob("*.safetensors")), place / "tokenizer.json"]
+    stats = (each.stat() for each in (place / "config.json", *files))
+    state = tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
+    return _content_identity(place, tuple(files), state)
+
+
+@cache
+def _content_identity(
+    place: Path, files: tuple[Path, ...], _state: tuple[tuple[int, int], ...]
+) -> str:
+    """Hash a model's folder; several steps of a run ask, and weights are gigabytes."""
     digest = hashlib.blake2b(digest_size=10)
-    config = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((place / "config.json").read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)
     digest.update(json.dumps(config, sort_keys=True).encode())
-    for file in [*sorted(Path(place).glob("*.safetensors")), Path(place) / "tokenizer.json"]:
+    for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "blake2b").digest())

@@ -123,24 +123,24 @@ def table_metadata(data: pa.Table) -> dict[str, Any]:
         "dagster/column_schema": dg.TableSchema(
             columns=[dg.TableColumn(field.name, type=str(field.type)) for field in data.schema]
         ),
-        "preview": dg.MetadataValue.md(_preview(data)),
+        "preview": dg.MetadataValue.md(markdown_table(data, _PREVIEW_ROWS, _PREVIEW_CHARACTERS)),
         "content_hash": content_hash(data),
     }
 
 
-def _preview(data: pa.Table) -> str:
-    """The first rows as a Markdown table, long cells cut."""
+def markdown_table(data: pa.Table, rows: int, characters: int) -> str:
+    """The first `rows` as a Markdown table, cells longer than `characters` cut."""
     names = data.column_names
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    for row in data.slice(0, _PREVIEW_ROWS).to_pylist():
-        cells = (_cell(row[name]) for name in names)
+    for row in data.slice(0, rows).to_pylist():
+        cells = (_cell(row[name], characters) for name in names)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, characters: int) -> str:
     if isinstance(value, list):
         value = f"{len(value)} items"
     text = "" if value is None else str(value)
     text = text.replace("|", "\\|").replace("\n", " ")
-    return text if len(text) <= _PREVIEW_CHARACTERS else text[:_PREVIEW_CHARACTERS] + "…"
+    return text if len(text) <= characters else text[:characters] + "…"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from ragtuned_pipeline.graph.descriptions import CountTokens
+    from ragtuned_pipeline.inference.calls import Teacher
     from ragtuned_pipeline.inference.completions import CompletionStore, Usage
     from ragtuned_pipeline.settings import Settings
 
@@ -33,16 +36,11 @@ def plan_teaching(
     Raises:
         SettingsError: the teacher's model is not named or cannot be found.
     """
-    from ragtuned_pipeline.graph.communities import cluster
-    from ragtuned_pipeline.graph.extraction_llm import extract_with_teacher
     from ragtuned_pipeline.graph.extraction_offline import extract
     from ragtuned_pipeline.graph.report_stand_ins import report_stand_ins
-    from ragtuned_pipeline.graph.reports_llm import reports_with_teacher
     from ragtuned_pipeline.graph.stand_ins import extraction_stand_ins
-    from ragtuned_pipeline.inference.engine import system_message
     from ragtuned_pipeline.inference.plan import Planner
     from ragtuned_pipeline.synthesis.stand_ins import synthesis_stand_ins
-    from ragtuned_pipeline.synthesis.synthesise_llm import synthesise_with_teacher
 
     count = token_counter(settings)
     offline = extract(documents, base_text_units, settings.graph)
@@ -52,10 +50,28 @@ def plan_teaching(
         **synthesis_stand_ins(),
     }
     planner = Planner(teacher_model(settings), settings.teacher, stand_ins, count, store)
-    graph = extract_with_teacher(documents, base_text_units, planner, settings.graph, count)
+    ask_everything(documents, base_text_units, planner, settings, count)
+    return planner.usage
+
+
+def ask_everything(
+    documents: pa.Table,
+    base_text_units: pa.Table,
+    teacher: Teacher,
+    settings: Settings,
+    count: CountTokens,
+) -> None:
+    """Ask all that the steps ask, from extraction to synthesis; their tables are not kept."""
+    from ragtuned_pipeline.graph.communities import cluster
+    from ragtuned_pipeline.graph.extraction_llm import extract_with_teacher
+    from ragtuned_pipeline.graph.reports_llm import reports_with_teacher
+    from ragtuned_pipeline.inference.engine import system_message
+    from ragtuned_pipeline.synthesis.synthesise_llm import synthesise_with_teacher
+
+    graph = extract_with_teacher(documents, base_text_units, teacher, settings.graph, count)
     communities = cluster(graph.entities, graph.relationships, settings.graph)
     tables = communities, graph.entities, graph.relationships, graph.text_units
-    reports, _ = reports_with_teacher(*tables, planner, settings.graph, count)
+    reports, _ = reports_with_teacher(*tables, teacher, settings.graph, count)
     synthesise_with_teacher(
         documents,
         graph.text_units,
@@ -63,12 +79,11 @@ def plan_teaching(
         graph.relationships,
         communities,
         reports,
-        planner,
+        teacher,
         None,
         settings.synthesis,
         system_message(settings.tuning.base_model),
     )
-    return planner.usage
 
 
 @dataclass(frozen=True)
@@ -105,10 +120,7 @@ def plan_folder(folder: Path, settings: Settings, completions: Path) -> FolderPl
     )
     steps: dict[str, Usage] = {}
     if settings.teacher.engine != "none":
-        store = CompletionStore(completions) if completions.is_file() else None
-        try:
+        paid = CompletionStore(completions) if completions.is_file() else nullcontext()
+        with paid as store:
             steps = plan_teaching(documents, units, settings, store)
-        finally:
-            if store:
-                store.close()
     return FolderPlan(documents.num_rows, units.num_rows, len(failures), steps)

@@ -217,6 +217,13 @@ class ShownTeacher:
         )
 
 
+def account(teacher: ShownTeacher | None) -> tuple[pa.Table, dict[str, Any]]:
+    """Return the table teacher_usage of a step and its metadata; both empty without a teacher."""
+    if teacher is None:
+        return table("teacher_usage", []), {}
+    return teacher.usage(), teacher.metadata()
+
+
 def _total(usage: Mapping[str, Usage]) -> Usage:
     from ragtuned_pipeline.inference.completions import Usage
 
@@ -231,8 +238,8 @@ class TeacherResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     @contextmanager
     def open(
         self, context: dg.AssetExecutionContext, home: Home, settings: Settings, asset: str
-    ) -> Iterator[ShownTeacher]:
-        """Yield the teacher for one step.
+    ) -> Iterator[ShownTeacher | None]:
+        """Yield the teacher for one step, None where no teacher is set (teacher.engine).
 
         Args:
             asset: the step's first asset, where progress is shown.
@@ -243,6 +250,9 @@ class TeacherResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         from ragtuned_pipeline.inference.completions import CompletionStore, Scope
         from ragtuned_pipeline.inference.teacher import LlmTeacher
 
+        if settings.teacher.engine == "none":
+            yield None
+            return
         scope = Scope(context.run.run_id, context.partition_key)
         try:
             backend = self._backend(home, settings)

@@ -139,9 +139,8 @@ def _home(folder: Path, documents: Path, address: str) -> Home:
 
 
 def _start(home: Home) -> subprocess.Popen[bytes]:
-    dagster = {"RAGTUNED_DAGSTER": str(home.folder / "dagster"), "DAGSTER_HOME": ""}
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAGTUNED_")} | dagster
-    del environment["DAGSTER_HOME"]
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("RAGTUNED_", "DAGSTER_"))}
+    environment = own | {"RAGTUNED_DAGSTER": str(home.folder / "dagster")}
     return subprocess.Popen([sys.executable, "-m", _MODULE, str(home.folder)], env=environment)
 
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET
 from ragtuned_pipeline.evaluation.systems import SYSTEMS
 from ragtuned_pipeline.orchestration.answering import answer_table, read_note, write_note
+from ragtuned_pipeline.orchestration.io import markdown_table
 from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.steps import (
@@ -252,7 +253,7 @@ def control_answers(
     )
 
 
-_REASONS_SHOWN = 50
+_REASONS_SHOWN, _REASON_CHARACTERS = 50, 1000
 _STAGES = ("documents", "graph", "reports", "synthesis", "queries")
 
 
@@ -282,13 +283,9 @@ def _reasons(failures: pa.Table) -> str:
         [("item_id", "count"), ("item_id", "first")]
     )
     ordered = grouped.sort_by([("item_id_count", "descending"), ("stage", "ascending")])
-    lines = ["| items | stage | reason | for example |", "|---|---|---|---|"]
-    for row in ordered.slice(0, _REASONS_SHOWN).to_pylist():
-        reason = row["reason"].replace("|", "\\|").replace("\n", " ")
-        lines.append(
-            f"| {row['item_id_count']} | {row['stage']} | {reason} | {row['item_id_first']} |"
-        )
-    return "\n".join(lines)
+    shown = ordered.select(["item_id_count", "stage", "reason", "item_id_first"])
+    named = shown.rename_columns(["items", "stage", "reason", "for example"])
+    return markdown_table(named, _REASONS_SHOWN, _REASON_CHARACTERS)
 
 
 @table_assets(
@@ -355,8 +352,7 @@ def scorecard(
             teacher_model(settings),
             teacher_plan,
             pa.concat_tables([graph_usage, reports_usage, synthesis_usage]),
-            settings.teacher.price_prompt,
-            settings.teacher.price_completion,
+            settings.teacher,
         )
     made = score(
         corpus=corpus,

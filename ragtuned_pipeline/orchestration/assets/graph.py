@@ -20,6 +20,7 @@ from ragtuned_pipeline.orchestration.steps import (
 )
 from ragtuned_pipeline.orchestration.teaching import (
     TeacherResource,
+    account,
     embedder,
     teacher_key,
     token_counter,
@@ -59,11 +60,10 @@ def knowledge_graph(
     settings = home.home.settings(context.partition_key)
 
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
-        if settings.teacher.engine == "none":
-            graph = extract(documents, base_text_units, settings.graph)
-            usage, shown = table("teacher_usage", []), {}
-        else:
-            with teacher.open(context, home.home, settings, "entities") as asked:
+        with teacher.open(context, home.home, settings, "entities") as asked:
+            if asked is None:
+                graph = extract(documents, base_text_units, settings.graph)
+            else:
                 graph = extract_with_teacher(
                     documents,
                     base_text_units,
@@ -72,7 +72,7 @@ def knowledge_graph(
                     token_counter(settings),
                     embedder(settings),
                 )
-                usage, shown = asked.usage(), asked.metadata()
+            usage, shown = account(asked)
         tables = {
             "entities": graph.entities,
             "relationships": graph.relationships,
@@ -186,15 +186,14 @@ def reports(
     graph = communities, entities, relationships, text_units
 
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
-        if settings.teacher.engine == "none":
-            made, failed = extractive_reports(*graph, settings.graph), table("failures", [])
-            usage, shown = table("teacher_usage", []), {}
-        else:
-            with teacher.open(context, home.home, settings, "community_reports") as asked:
+        with teacher.open(context, home.home, settings, "community_reports") as asked:
+            if asked is None:
+                made, failed = extractive_reports(*graph, settings.graph), table("failures", [])
+            else:
                 made, failed = reports_with_teacher(
                     *graph, asked, settings.graph, token_counter(settings)
                 )
-                usage, shown = asked.usage(), asked.metadata()
+            usage, shown = account(asked)
         tables = {"community_reports": made, "reports_failures": failed, "reports_usage": usage}
         return tables, shown
 

@@ -19,7 +19,7 @@ from ragtuned_pipeline.orchestration.steps import (
     settings_key,
     table_assets,
 )
-from ragtuned_pipeline.orchestration.teaching import TeacherResource, teacher_key
+from ragtuned_pipeline.orchestration.teaching import TeacherResource, account, teacher_key
 from ragtuned_pipeline.settings import Settings
 from ragtuned_pipeline.tables import table
 
@@ -61,17 +61,18 @@ def pairs(
     memory = documents, text_units, entities, relationships, communities, community_reports
 
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
-        if settings.teacher.engine == "none":
-            made = synthesise(*memory, settings.synthesis)
-            replay = table("qa_pairs", [])
-            usage, shown = table("teacher_usage", []), {}
-        else:
-            told = system_message(settings.tuning.base_model)
-            with teacher.open(context, home.home, settings, "qa_pairs") as asked:
+        replay = table("qa_pairs", [])
+        with teacher.open(context, home.home, settings, "qa_pairs") as asked:
+            if asked is None:
+                made = synthesise(*memory, settings.synthesis)
+            else:
+                told = system_message(settings.tuning.base_model)
                 with teacher.base(settings, asked) as base:
                     made = synthesise_with_teacher(*memory, asked, base, settings.synthesis, told)
                     replay = _replay(made.qa_pairs, base, settings, told)
-                usage, shown = asked.usage(), {**asked.metadata(), "declined": made.declined}
+            usage, shown = account(asked)
+            if asked is not None:
+                shown["declined"] = made.declined
         tables = {
             "qa_pairs": pa.concat_tables([made.qa_pairs, replay]),
             "new_wording_queries": made.queries_new_wording,
