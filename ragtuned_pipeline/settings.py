@@ -162,7 +162,15 @@ class TuningSettings(_Section):
 
 class EvaluationSettings(_Section):
     seed: int = 29
-    systems: tuple[str, ...] = ("tuned", "base", "vanilla_rag", "long_context")
+    systems: tuple[str, ...] = (
+        "tuned",
+        "base",
+        "tuned_rag",
+        "vanilla_rag",
+        "graphrag_local",
+        "graphrag_global",
+        "long_context",
+    )
 
     @field_validator("systems", mode="before")
     @classmethod
@@ -170,12 +178,60 @@ class EvaluationSettings(_Section):
         return _split(value)
 
     questions_per_set: int = Field(200, ge=1)
+    local_queries: int = Field(125, ge=0)  # the paper
+    global_queries: int = Field(125, ge=0)  # the paper: 5 personas x 5 tasks x 5 questions
     max_answer_tokens: int = Field(160, ge=8)
     control_facts: int = Field(40, ge=2)  # at most, of the trained facts, in the shuffled control
     batch_size: int = Field(64, ge=1)
     vanilla_rag_chunk_characters: int = 1000  # the paper's code
     vanilla_rag_overlap_characters: int = 100  # the paper's code
     vanilla_rag_top_k: int = 10  # the paper's code
+    rerank_to: int = Field(5, ge=1)  # the paper's code
+    # At teacher.address. "" is BM25, and no reranking.
+    embedding_model: str = ""
+    reranking_model: str = ""
+    graphrag_community_level: int = Field(2, ge=0)  # GraphRAG
+    graphrag_context_tokens: int = Field(12_000, ge=500)  # GraphRAG
+    graphrag_entities: int = Field(10, ge=1)  # GraphRAG
+    truncate_long_context: bool = False
+    price_prompt: float = Field(0.0, ge=0)  # per million tokens of the answering model
+    price_completion: float = Field(0.0, ge=0)
+
+
+class JudgeSettings(_Section):
+    """Who compares answers: the teacher's model or another one, or rules that read no meaning."""
+
+    engine: Literal["none", "rules", "teacher"] = "rules"
+    # Of another judge than the teacher, at an OpenAI-compatible server; "" is the teacher's.
+    model: str = ""
+    address: str = ""
+    api_key_variable: str = ""
+    pairs: Literal["all", "tuned"] = "all"  # which systems are compared: each two, or tuned with each
+    queries_per_scope: int = Field(125, ge=1)  # the paper
+
+
+class AblationSettings(_Section):
+    """Adapters tuned on parts of the rows, with equal token budgets (`ragtuned evaluate --full`)."""
+
+    variants: tuple[str, ...] = ("local", "global", "both")  # the paper's Fig. 3
+    time_budget_minutes: float = Field(1.5, gt=0)  # of each, as tuning.time_budget_minutes
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return _split(value)
+
+
+class ProbeSettings(_Section):
+    """What tuning makes the model forget (`ragtuned evaluate --full`)."""
+
+    harness_tasks: tuple[str, ...] = ()  # of lm-evaluation-harness, beside the built-in probe
+    harness_limit: int = Field(200, ge=1)  # items of a task
+
+    @field_validator("harness_tasks", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return _split(value)
 
 
 class ChecksSettings(_Section):
@@ -192,12 +248,15 @@ class Settings(_Section):
     synthesis: SynthesisSettings = SynthesisSettings()
     tuning: TuningSettings = TuningSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    judge: JudgeSettings = JudgeSettings()
+    ablation: AblationSettings = AblationSettings()
+    probe: ProbeSettings = ProbeSettings()
     checks: ChecksSettings = ChecksSettings()
 
 
 _PROFILES: dict[str, dict[str, Any]] = {
     "embedded": {},
-    "api": {"teacher": {"engine": "openai"}},
+    "api": {"teacher": {"engine": "openai"}, "judge": {"engine": "teacher", "pairs": "tuned"}},
     "gpu": {
         "teacher": {"engine": "vllm", "concurrency": 64},
         "synthesis": {"replay_share": 0.1, "max_answer_characters": 4000},
@@ -218,6 +277,8 @@ _PROFILES: dict[str, dict[str, Any]] = {
             "require_cuda": True,
         },
         "evaluation": {"max_answer_tokens": 512, "batch_size": 32},
+        "judge": {"engine": "teacher", "pairs": "tuned"},
+        "ablation": {"time_budget_minutes": 60},
     },
 }
 

@@ -50,6 +50,8 @@ _ANSWERS = _schema(
     completion_tokens=_I,
     seconds=_F,
     context_ids=_LS,
+    calls=_I,  # requests to a model: several where a system maps and reduces
+    money=_F,  # by the prices set
 )
 
 SCHEMAS: dict[str, pa.Schema] = {
@@ -186,18 +188,67 @@ SCHEMAS: dict[str, pa.Schema] = {
         fact_id=_S,
         form=_S,
         long_answer=_S,  # the full answer behind the reference; null for gold questions
+        evidence=_S,  # what the corpus says to it, word for word; null where none is known
+        source_ids=_LS,  # text units, entities, relationships, reports that it was made from
+        generator=_S,  # "gold", the teacher's identity, or the name of what made it
+        seed=_I,  # of the draw; null for gold questions
     ),
     "answers": _ANSWERS,
     "judgements": _schema(
         id=_S,
         query_id=_S,
-        system_a=_S,
+        system_a=_S,  # before system_b in the alphabet
         system_b=_S,
         dimension=_S,
-        order=_S,
-        verdict=_S,
+        order=_S,  # "ab": system_a's answer was shown first; "ba": system_b's
+        verdict=_S,  # "a": system_a is better, "b", "tie"; null where the judge gave none
+        reason=_S,
+        judge=_S,  # identity and version of its prompt
+    ),
+    # An LLM's reading of an answer beside the reference and the evidence.
+    "grades": _schema(
+        id=_S,
+        query_id=_S,
+        system=_S,
+        verdict=_S,  # "correct" | "partly" | "incorrect" | "declined"; null where none was given
         reason=_S,
         judge=_S,
+    ),
+    # One row a pair of systems, dimension ("overall" too) and scope ("local", "global").
+    "win_rates": _schema(
+        scope=_S,
+        dimension=_S,
+        system_a=_S,
+        system_b=_S,
+        n=_I,  # queries that both orders were judged of
+        wins_a=_I,  # in both orders
+        wins_b=_I,
+        ties=_I,  # of them, orders that disagreed among them
+        disagreements=_I,
+        unjudged=_I,  # queries for which the judge gave no verdict in one order at least
+        win_rate=_F,  # of system_a: wins and half the ties, of n
+        low=_F,  # 95 % interval
+        high=_F,
+    ),
+    # General ability before and after tuning, one row an item.
+    "probe": _schema(
+        id=_S,
+        suite=_S,
+        item=_S,
+        model=_S,  # "base" | "tuned"
+        score=_F,
+        measure=_S,  # "accuracy" (0 or 1) | "loss" (nats a token)
+    ),
+    # The scorecard's numbers, one a row.
+    "scores": _schema(
+        system=_S,
+        question_set=_S,
+        part=_S,  # "all", or "kind=...", "scope=..."
+        measure=_S,
+        n=_I,
+        value=_F,
+        low=_F,  # 95 % interval; null for costs
+        high=_F,
     ),
     # One row a step: what the teacher was asked, or would be, whether or not a reply was stored.
     "teacher_usage": _schema(

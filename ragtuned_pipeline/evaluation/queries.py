@@ -1,8 +1,10 @@
-"""The questions that every system is asked, in six sets.
+"""The questions that every system is asked, in eight sets.
 
 held_out_wording  a trained fact, in a form of asking never used for that fact in tuning
 new_wording       a trained fact, in a form known neither to tuning nor to the embedded base
 held_out_fact     a fact of the corpus of which no training row was made
+generated_local   questions drawn evenly over the corpus's text units, whether trained or not
+generated_global  questions on the corpus as a whole, by persona and task, without names (the paper)
 gold_local        questions of the user's own about one fact or a few (single_fact, multi_hop)
 gold_global       questions of the user's own about the corpus as a whole (whole_corpus)
 unanswerable      questions that the corpus does not answer; a refusal is right
@@ -34,6 +36,8 @@ QUESTION_SETS = (
     "held_out_wording",
     "new_wording",
     "held_out_fact",
+    "generated_local",
+    "generated_global",
     "gold_local",
     "gold_global",
     "unanswerable",
@@ -139,6 +143,10 @@ def _query(**columns: Any) -> dict[str, Any]:
         "fact_id": None,
         "form": None,
         "long_answer": None,
+        "evidence": None,
+        "source_ids": [],
+        "generator": "gold",
+        "seed": None,
     }
     row |= columns
     row["id"] = content_id(

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ValidationError
 from tenacity import (
@@ -73,7 +73,17 @@ def call_key(model: str, call: Call[T], settings: TeacherSettings) -> bytes:
     return completion_key(model, call.messages, _json_schema(call.schema), sampling)
 
 
-def price(settings: TeacherSettings, prompt_tokens: float, completion_tokens: float) -> float:
+class Prices(Protocol):
+    """Money for a million tokens."""
+
+    @property
+    def price_prompt(self) -> float: ...
+
+    @property
+    def price_completion(self) -> float: ...
+
+
+def price(settings: Prices, prompt_tokens: float, completion_tokens: float) -> float:
     """Return what the tokens cost, in the currency of the prices."""
     return (
         prompt_tokens * settings.price_prompt + completion_tokens * settings.price_completion

@@ -6,22 +6,35 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from ragtuned_pipeline.evaluation.systems import base, long_context, tuned, vanilla_rag
+from ragtuned_pipeline.evaluation.systems import (
+    base,
+    graphrag_global,
+    graphrag_local,
+    long_context,
+    tuned,
+    tuned_rag,
+    vanilla_rag,
+)
 from ragtuned_pipeline.evaluation.systems.interface import (
+    GRAPH_TABLES,
     Answered,
     Setup,
     SkippedSystem,
-    System,
+    SystemSpec,
 )
 from ragtuned_pipeline.ids import content_id
+from ragtuned_pipeline.inference.teacher import price
 from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tables import table
 
-SYSTEMS: Mapping[str, System] = {
-    "tuned": tuned.prepare,
-    "base": base.prepare,
-    "vanilla_rag": vanilla_rag.prepare,
-    "long_context": long_context.prepare,
+SYSTEMS: Mapping[str, SystemSpec] = {
+    "tuned": SystemSpec(tuned.prepare, uses_adapter=True),
+    "base": SystemSpec(base.prepare),
+    "tuned_rag": SystemSpec(tuned_rag.prepare, uses_adapter=True),
+    "vanilla_rag": SystemSpec(vanilla_rag.prepare),
+    "graphrag_local": SystemSpec(graphrag_local.prepare, GRAPH_TABLES),
+    "graphrag_global": SystemSpec(graphrag_global.prepare, GRAPH_TABLES),
+    "long_context": SystemSpec(long_context.prepare),
 }
 
 __all__ = ["SYSTEMS", "Answered", "Setup", "SkippedSystem", "answer_all"]
@@ -37,7 +50,7 @@ def answer_all(name: str, queries: pa.Table, setup: Setup) -> Answered | Skipped
         raise SettingsError(
             f"setting evaluation.systems: {name!r} is not one of {', '.join(SYSTEMS)}"
         )
-    prepared = SYSTEMS[name](setup)
+    prepared = SYSTEMS[name].prepare(setup)
     if isinstance(prepared, SkippedSystem):
         return prepared
     answers = prepared.answer(queries.column("question").to_pylist())
@@ -51,6 +64,8 @@ def answer_all(name: str, queries: pa.Table, setup: Setup) -> Answered | Skipped
             "completion_tokens": answer.completion_tokens,
             "seconds": answer.seconds,
             "context_ids": list(answer.context_ids),
+            "calls": answer.calls,
+            "money": price(setup.settings, answer.prompt_tokens, answer.completion_tokens),
         }
         for query_id, answer in zip(queries.column("id").to_pylist(), answers, strict=True)
     ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from ragtuned_pipeline.inference.engine import ChatEngine, Message, chat, system_message
@@ -14,6 +15,11 @@ from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 from ragtuned_pipeline.settings import EMBEDDED_MODEL, EvaluationSettings
 
 EngineLoader = Callable[[str, Path | None, int], ChatEngine]
+Embed = Callable[[Sequence[str]], np.ndarray]  # texts to unit vectors, float32 of shape (n, d)
+Rerank = Callable[[str, Sequence[str]], np.ndarray]  # question, texts to relevances, shape (n,)
+
+# What the GraphRAG systems answer from.
+GRAPH_TABLES = ("text_units", "entities", "relationships", "communities", "community_reports")
 
 
 @dataclass(frozen=True)
@@ -21,18 +27,27 @@ class Setup:
     """What a system may use to answer.
 
     Args:
-        documents: the corpus.
+        tables: the documents, and what else its SystemSpec asks for, by name.
         settings: lengths and retrieval numbers, the same for all.
         base_model: the setting tuning.base_model.
-        adapter: the tuned adapter's folder.
+        adapter: the tuned adapter's folder; None for systems without one.
         load_engine: (base model, adapter or None, batch size) to an engine; tests give a small one.
+        embed: None where texts are found by their words (evaluation.embedding_model).
+        rerank: None where nothing is reranked (evaluation.reranking_model).
     """
 
-    documents: pa.Table
+    tables: Mapping[str, pa.Table]
     settings: EvaluationSettings
     base_model: str
     adapter: Path | None
     load_engine: EngineLoader = TransformersEngine
+    embed: Embed | None = None
+    rerank: Rerank | None = None
+
+    @property
+    def documents(self) -> pa.Table:
+        """The corpus."""
+        return self.tables["documents"]
 
     @property
     def follows_instructions(self) -> bool:
@@ -46,13 +61,17 @@ class Setup:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer; `seconds` is its share of the batch, `context_ids` name the texts given."""
+    """One answer and what it cost, over all `calls` of a model.
+
+    `seconds` is its share of the batch, `context_ids` name the texts given.
+    """
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     seconds: float
     context_ids: tuple[str, ...] = ()
+    calls: int = 1
 
 
 class Answerer(Protocol):
@@ -83,6 +102,20 @@ class System(Protocol):
     """Loads what a system needs, or says why it is skipped."""
 
     def __call__(self, setup: Setup) -> Answerer | SkippedSystem: ...
+
+
+@dataclass(frozen=True)
+class SystemSpec:
+    """A system as it is listed: how it is prepared, and what it needs for that.
+
+    Args:
+        tables: names of the tables that it reads beside the documents.
+        uses_adapter: whether the tuned adapter answers.
+    """
+
+    prepare: System
+    tables: tuple[str, ...] = ()
+    uses_adapter: bool = False
 
 
 @dataclass(frozen=True)
