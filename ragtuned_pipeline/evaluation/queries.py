@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ragtuned_pipeline.evaluation.metrics import tokens
+from ragtuned_pipeline.evaluation.quotes import flat, quotable
 from ragtuned_pipeline.ids import content_id, seeded_int
 from ragtuned_pipeline.settings import EvaluationSettings, SettingsError
 from ragtuned_pipeline.tables import Failure, table
@@ -63,25 +64,31 @@ _COLUMN_NAMES = {
     "documents": ("documents", "document", "evidence", "sources", "source", "files", "file"),
 }
 _GOLD_STAGE = "gold_questions"
+_GENERATED = ("generated_local", "generated_global")
+_SOURCES = ("text_unit_ids", "entity_ids", "relationship_ids", "community_ids")
 
 
 def build_queries(
     qa_pairs: pa.Table,
     training_rows: pa.Table,
     new_wording: pa.Table,
+    generated: pa.Table,
     gold_questions: Path | None,
     documents: pa.Table,
     settings: EvaluationSettings,
 ) -> tuple[pa.Table, list[Failure]]:
     """Return the queries table, sorted by question set and id, and what could not be asked.
 
-    Each set has at most `settings.questions_per_set` questions, drawn by `settings.seed` in
-    proportion to the kinds in it; no fact is asked twice before every fact is asked once. A
-    reference_answer with several lines accepts any of them.
+    Each set but the generated ones has at most `settings.questions_per_set` questions, drawn by
+    `settings.seed` in proportion to the kinds in it; no fact is asked twice before every fact is
+    asked once. A reference_answer with several lines accepts any of them. Questions that are
+    training questions word for word are taken out of every set but the user's own.
 
     Args:
         qa_pairs, training_rows: of synthesis; only `trained_facts` count as trained.
         new_wording: a queries table with the question set new_wording.
+        generated: a queries table with the question sets generated_local and generated_global;
+            they have the numbers that they were made in.
         gold_questions: the user's own (see `read_gold`), or None.
         documents: what the gold questions' evidence refers to.
 
@@ -96,19 +103,26 @@ def build_queries(
         *_from_pairs(
             kept.filter((pc.field("split") == "held_out_wording") & answerable & taught),
             "held_out_wording",
+            settings.seed,
         ),
         *_from_pairs(
-            kept.filter((pc.field("split") == "held_out_fact") & answerable), "held_out_fact"
+            kept.filter((pc.field("split") == "held_out_fact") & answerable),
+            "held_out_fact",
+            settings.seed,
         ),
-        *_from_pairs(kept.filter((pc.field("split") != "train") & ~answerable), "unanswerable"),
+        *_from_pairs(
+            kept.filter((pc.field("split") != "train") & ~answerable), "unanswerable", settings.seed
+        ),
         *_renewed(new_wording.filter(taught)),
+        *generated.to_pylist(),
     ]
     rows, failures = _without_training_questions(rows, training_rows.column("prompt"))
     if gold_questions is not None:
         gold, gold_failures = read_gold(gold_questions, documents)
         rows += gold
         failures += gold_failures
-    return table("queries", _sampled(rows, settings)), failures
+    sampled = _with_evidence(_sampled(rows, settings), qa_pairs, documents)
+    return table("queries", sampled), failures
 
 
 def trained_facts(training_rows: pa.Table) -> pa.Array:
@@ -123,7 +137,7 @@ def trained_facts(training_rows: pa.Table) -> pa.Array:
 
 def pair_query(pair: Mapping[str, Any], question_set: str) -> dict[str, Any]:
     """Return the queries row that asks a qa_pairs row."""
-    return _query(
+    return query_row(
         question_set=question_set,
         scope="global" if pair["kind"].startswith("global") else "local",
         kind=pair["kind"],
@@ -133,10 +147,13 @@ def pair_query(pair: Mapping[str, Any], question_set: str) -> dict[str, Any]:
         document_ids=pair["document_ids"],
         fact_id=pair["fact_id"],
         form=pair["form"],
+        source_ids=[one for name in _SOURCES for one in pair[name]],
+        generator=pair["generator"],
     )
 
 
-def _query(**columns: Any) -> dict[str, Any]:
+def query_row(**columns: Any) -> dict[str, Any]:
+    """Return a row of the queries table with its id; what is not given is null or empty."""
     row: dict[str, Any] = {
         "persona": None,
         "task": None,
@@ -155,33 +172,61 @@ def _query(**columns: Any) -> dict[str, Any]:
     return row
 
 
-def _from_pairs(pairs: pa.Table, question_set: str) -> Iterator[dict[str, Any]]:
-    columns = ["kind", "question", "gold", "answer", "document_ids", "fact_id", "form"]
-    return (pair_query(pair, question_set) for pair in pairs.select(columns).to_pylist())
+def _from_pairs(pairs: pa.Table, question_set: str, seed: int) -> Iterator[dict[str, Any]]:
+    return (pair_query(pair, question_set) | {"seed": seed} for pair in pairs.to_pylist())
 
 
 def _renewed(new_wording: pa.Table) -> Iterator[dict[str, Any]]:
     """New wordings of what has no answer stand with the unanswerable questions."""
     for row in new_wording.drop_columns(["id"]).to_pylist():
         unanswerable = row["kind"] == "unanswerable"
-        yield _query(**row | {"question_set": "unanswerable" if unanswerable else "new_wording"})
+        yield query_row(**row | {"question_set": "unanswerable" if unanswerable else "new_wording"})
 
 
 def _without_training_questions(
     rows: Sequence[dict[str, Any]], prompts: pa.ChunkedArray
 ) -> tuple[list[dict[str, Any]], list[Failure]]:
     """Take out questions that tuning has seen word for word: they would measure recall of a row."""
-    seen = {_plain(prompt) for prompt in prompts.to_pylist()}
-    fresh = [row for row in rows if _plain(row["question"]) not in seen]
+    seen = set(map(plain_question, prompts.to_pylist()))
+    fresh = [row for row in rows if plain_question(row["question"]) not in seen]
     failures = [
         Failure("queries", row["id"], f"{row['question']!r} is word for word a training question")
         for row in rows
-        if _plain(row["question"]) in seen
+        if plain_question(row["question"]) in seen
     ]
     return fresh, failures
 
 
-def _plain(question: str) -> str:
+def _with_evidence(
+    rows: Sequence[dict[str, Any]], qa_pairs: pa.Table, documents: pa.Table
+) -> list[dict[str, Any]]:
+    """Give each question about a fact the sentences of its longest answer that a document holds."""
+    open_rows = [row for row in rows if row["fact_id"] and row["evidence"] is None]
+    facts = pa.array(sorted({row["fact_id"] for row in open_rows}), pa.string())
+    told = qa_pairs.filter(pc.field("fact_id").isin(facts)).select(["fact_id", "answer"])
+    answers = longest_answers(told.to_pylist())
+    named = pa.array(sorted({one for row in open_rows for one in row["document_ids"]}), pa.string())
+    read = documents.filter(pc.field("id").isin(named)).select(["id", "text"]).to_pylist()
+    texts = {row["id"]: flat(row["text"] or "") for row in read}
+    for row in open_rows:
+        answer = answers.get(row["fact_id"], row["long_answer"] or "")
+        of = (texts[one] for one in row["document_ids"] if one in texts)
+        row["evidence"] = "\n".join(quotable(answer, of)) or None
+    return list(rows)
+
+
+def longest_answers(pairs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return fact -> the longest answer that qa_pairs rows give to it, the first in the alphabet
+    of several."""
+    best: dict[str, str] = {}
+    for pair in pairs:
+        known = best.setdefault(pair["fact_id"], pair["answer"])
+        best[pair["fact_id"]] = min(known, pair["answer"], key=lambda text: (-len(text), text))
+    return best
+
+
+def plain_question(question: str) -> str:
+    """Return what two questions share that are the same word for word."""
     return " ".join(question.split()).casefold()
 
 
@@ -192,7 +237,9 @@ def _sampled(rows: Iterable[dict[str, Any]], settings: EvaluationSettings) -> li
     chosen: list[dict[str, Any]] = []
     for question_set in QUESTION_SETS:
         kinds = sorted(strata[question_set].items())
-        shares = _shares([len(of_kind) for _, of_kind in kinds], settings.questions_per_set)
+        sizes = [len(of_kind) for _, of_kind in kinds]
+        most = sum(sizes) if question_set in _GENERATED else settings.questions_per_set
+        shares = _shares(sizes, most)
         drawn = [
             row
             for (_, of_kind), share in zip(kinds, shares, strict=True)
@@ -331,16 +378,17 @@ def _gold_row(record: Any, evidence: _Evidence) -> tuple[dict[str, Any], list[st
     if kind != "unanswerable" and not any(map(tokens, answers)):
         raise _GoldError("no answer (column answer); where there is none, set type unanswerable")
     named = [name for value in _one(fields, "documents") for name in value.split(";")]
-    document_ids, missing = evidence.find(filter(None, map(str.strip, named)))
-    row = _query(
+    found = evidence.find(filter(None, map(str.strip, named)))
+    row = query_row(
         question_set=_SET_OF_TYPE[kind],
         scope="global" if kind == "whole_corpus" else "local",
         kind=kind,
         question=question,
         reference_answer="\n".join(answers),
-        document_ids=document_ids,
+        document_ids=found.document_ids,
+        evidence="\n".join(found.quotations) or None,
     )
-    return row, missing
+    return row, found.missing
 
 
 def _one(fields: Mapping[str, Any], column: str) -> list[str]:
@@ -354,6 +402,15 @@ def _one(fields: Mapping[str, Any], column: str) -> list[str]:
     return []
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What the evidence of a gold question leads to; `missing` stands nowhere."""
+
+    document_ids: list[str]
+    quotations: list[str]
+    missing: list[str]
+
+
 class _Evidence:
     """Finds documents by path, title or file name, or by words that stand in their text."""
 
@@ -364,16 +421,21 @@ class _Evidence:
             path = Path(row["path"] or "")
             for name in {row["id"], row["title"], str(path), path.name, path.stem} - {None, ""}:
                 self._names[name.casefold()].add(row["id"])
-            self._texts[row["id"]] = _plain(row["text"] or "")
+            self._texts[row["id"]] = plain_question(row["text"] or "")
 
-    def find(self, names: Iterable[str]) -> tuple[list[str], list[str]]:
-        """Return (sorted document ids, the names found nowhere)."""
-        found: set[str] = set()
+    def find(self, names: Iterable[str]) -> _Found:
+        """Return what each of `names`, a document's or words that stand in one, leads to."""
+        ids: set[str] = set()
+        quotations: list[str] = []
         missing: list[str] = []
         for name in names:
-            ids = self._names.get(name.casefold()) or {
-                key for key, text in self._texts.items() if _plain(name) in text
+            named = self._names.get(name.casefold())
+            quoting = named or {
+                key for key, text in self._texts.items() if plain_question(name) in text
             }
-            found |= ids
-            missing += [] if ids else [name]
-        return sorted(found), missing
+            ids |= quoting
+            if not quoting:
+                missing.append(name)
+            elif not named:
+                quotations.append(name)
+        return _Found(sorted(ids), quotations, missing)

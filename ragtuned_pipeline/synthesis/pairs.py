@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ragtuned_pipeline.ids import content_id, seeded_int
 from ragtuned_pipeline.settings import SynthesisSettings
-from ragtuned_pipeline.synthesis.facts import Fact, Wording, normalised
+from ragtuned_pipeline.synthesis.facts import Fact, Links, Wording, normalised
 from ragtuned_pipeline.synthesis.forms import Form, choose, choose_new
 from ragtuned_pipeline.tables import SCHEMAS
 
@@ -201,8 +201,17 @@ def new_wording(facts: Sequence[Fact], rows: Rows, settings: SynthesisSettings) 
                 "fact_id": fact.id,
                 "form": form.name,
                 "long_answer": _answer(fact, form.style),
+                "evidence": None,  # found by the evaluation, where it stands in a document
+                "source_ids": source_ids(fact.links),
+                "generator": fact.generator,
+                "seed": settings.seed,
             }
     return _columns("queries", (row for key, row in asked.items() if key not in clashing))
+
+
+def source_ids(links: Links) -> list[str]:
+    """Return the ids of the text units and elements of the graph that a fact comes from."""
+    return [*links.text_units, *links.entities, *links.relationships, *links.communities]
 
 
 def _columns(name: str, rows: Iterable[dict[str, Any]]) -> pa.Table:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragtuned_pipeline.evaluation.queries import _shares, build_queries, read_gold
+from ragtuned_pipeline.evaluation.queries import _shares, build_queries, query_row, read_gold
 from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tables import Failure, check_schema, table
 from ragtuned_pipeline_tests.evaluation import world
@@ -24,6 +24,7 @@ def build(
         pairs,
         world.training_rows(pairs),
         world.new_wording(),
+        world.generated(),
         gold,
         world.documents(),
         world.settings(**settings),
@@ -145,6 +146,7 @@ def test_bad_rows_are_named_and_the_others_are_asked(tmp_path: Path) -> None:
     rows, failures = read_gold(gold, world.documents())
     assert [row["question"] for row in rows] == ["Who opened it?", "Where?"]
     assert rows[1]["document_ids"] == ["doc-1"]
+    assert [row["evidence"] for row in rows] == [None, "keeps bees"]
     assert [failure.item_id for failure in failures] == [f"gold.jsonl:{n}" for n in range(2, 10)]
     assert "repeats row 1" in failures[6].reason
     assert "'no such' is in no document" in failures[7].reason
@@ -179,3 +181,43 @@ def test_the_samples_own_gold_is_read_whole() -> None:
         assert not failures
         assert sets.keys() == {"gold_local", "gold_global", "unanswerable"}
         assert sets.total() >= 60
+
+
+def test_a_question_about_a_fact_has_the_stating_sentence_as_its_evidence() -> None:
+    queries, _ = build()
+    texts = dict(
+        zip(*(world.documents()[name].to_pylist() for name in ("id", "text")), strict=True)
+    )
+    asked = [row for row in queries.to_pylist() if row["question_set"] == "held_out_wording"]
+    assert asked
+    for row in asked:
+        sentence, _, _ = world.FACTS[row["fact_id"]]
+        assert row["evidence"] == sentence
+        assert any(sentence in texts[document] for document in row["document_ids"])
+        assert (row["generator"], row["seed"]) == ("by hand", 29)
+
+
+def test_generated_questions_keep_their_numbers_but_for_training_ones() -> None:
+    seen = world.pair("fact-2", 0, "train")["question"]
+    questions = [f"Which theme is number {n}?" for n in range(9)]
+    rows = [
+        query_row(
+            question_set="generated_global",
+            scope="global",
+            kind="whole_corpus",
+            question=question,
+            reference_answer="Bread and bees.",
+            document_ids=[],
+            generator="by hand",
+            seed=29,
+        )
+        for question in [*questions, seen]
+    ]
+    pairs = world.qa_pairs()
+    arguments = pairs, world.training_rows(pairs), world.new_wording(), world.generated(*rows)
+    queries, failures = build_queries(
+        *arguments, None, world.documents(), world.settings(questions_per_set=2)
+    )
+    asked = [r["question"] for r in queries.to_pylist() if r["question_set"] == "generated_global"]
+    assert sorted(asked) == questions
+    assert [seen in failure.reason for failure in failures] == [True]

@@ -144,10 +144,19 @@ def new_wording() -> pa.Table:
                 "fact_id": fact,
                 "form": "new-1",
                 "long_answer": sentence,
+                "evidence": None,
+                "source_ids": [],
+                "generator": "by hand",
+                "seed": 17,
             }
             for fact, (sentence, question, gold) in FACTS.items()
         ],
     )
+
+
+def generated(*rows: dict[str, Any]) -> pa.Table:
+    """Queries as `generate_queries` makes them; none where none are given."""
+    return table("queries", rows)
 
 
 def coverage() -> pa.Table:
@@ -181,6 +190,8 @@ def answers(system: str, queries: pa.Table, texts: Sequence[str]) -> pa.Table:
                 "completion_tokens": len(text.split()),
                 "seconds": 0.25,
                 "context_ids": [],
+                "calls": 1,
+                "money": 0.0,
             }
             for query, text in zip(queries.to_pylist(), texts, strict=True)
         ],
@@ -209,7 +220,7 @@ def evaluation() -> tuple[pa.Table, pa.Table, pa.Table]:
     pairs = qa_pairs()
     rows = training_rows(pairs)
     queries, _ = build_queries(
-        pairs, rows, new_wording(), None, documents(), settings(questions_per_set=4)
+        pairs, rows, new_wording(), generated(), None, documents(), settings(questions_per_set=4)
     )
     tuned, base, quoting = [], [], []
     for place, query in enumerate(queries.to_pylist()):
