@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ragtuned_pipeline.orchestration.home import Home
 
@@ -36,7 +37,11 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.NAME=VALUE", help="A setting.")
 ]
 SystemOption = Annotated[
-    str, typer.Option(help="Which system answers: tuned, base, vanilla_rag or long_context.")
+    str,
+    typer.Option(
+        help="Which system answers: tuned, base, tuned_rag, vanilla_rag, graphrag_local, "
+        "graphrag_global or long_context."
+    ),
 ]
 
 
@@ -112,10 +117,18 @@ def prune(
 
 
 @app.command()
-def evaluate(corpus: CorpusArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Ask the corpus's questions again, score every system and write the report."""
+def evaluate(
+    corpus: CorpusArgument,
+    full: Annotated[
+        bool, typer.Option("--full", help="Tune and judge the adapters of the ablation too.")
+    ] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the corpus's questions, score and judge every system and write the report."""
     place = _known(home, corpus)
-    _run_and_show(place, corpus, "evaluation", as_json)
+    groups = ("ablation", "evaluation") if full else ("evaluation",)
+    _run_and_show(place, corpus, groups, as_json)
 
 
 @app.command()
@@ -128,27 +141,28 @@ def ask(
 ) -> None:
     """Ask one question."""
     place = _known(home, corpus)
-    answer = _answerer(place, corpus, system)(question)
+    with _answerer(place, corpus, system) as answer:
+        given = answer(question)
     if as_json:
-        print(json.dumps(answer, ensure_ascii=False))
+        print(json.dumps(given, ensure_ascii=False))
     else:
-        print(answer["answer"])
+        print(given["answer"])
 
 
 @app.command()
 def chat(corpus: CorpusArgument, system: SystemOption = "tuned", home: HomeOption = None) -> None:
     """Ask questions one after the other; an empty line or Ctrl-D ends it."""
     place = _known(home, corpus)
-    answer = _answerer(place, corpus, system)
-    while True:
-        try:
-            question = input("> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        if not question:
-            return
-        print(answer(question)["answer"])
+    with _answerer(place, corpus, system) as answer:
+        while True:
+            try:
+                question = input("> ").strip()
+            except (EOFError, KeyboardInterrupt):
+                print()
+                return
+            if not question:
+                return
+            print(answer(question)["answer"])
 
 
 @app.command()
@@ -224,14 +238,14 @@ def _overrides(assignments: list[str], profile: str | None) -> dict[str, Any]:
     return own
 
 
-def _run_and_show(place: Home, corpus: str, group: str | None, as_json: bool) -> None:
+def _run_and_show(place: Home, corpus: str, groups: tuple[str, ...] | None, as_json: bool) -> None:
     from ragtuned_pipeline.orchestration.display import show_progress, show_results
     from ragtuned_pipeline.orchestration.runs import RunFailed, run_assets
     from ragtuned_pipeline.orchestration.status import corpus_status
 
     try:
         with show_progress(corpus, quiet=as_json) as on_event:
-            run_assets(place, corpus, group, on_event)
+            run_assets(place, corpus, groups, on_event)
     except RunFailed as error:
         _fail(str(error))
     entry = corpus_status(place, corpus)
@@ -239,33 +253,35 @@ def _run_and_show(place: Home, corpus: str, group: str | None, as_json: bool) ->
         print(json.dumps(entry, ensure_ascii=False))
     else:
         show_results(entry)
-    if group is None and entry["promotion_refused"]:
+    if groups is None and entry["promotion_refused"]:
         _fail(f"the new adapter was not promoted: {entry['promotion_refused']}")
 
 
-def _answerer(place: Home, corpus: str, system: str) -> Callable[[str], dict[str, Any]]:
-    """Return a function from a question to the answer of `system` and what it cost."""
-    from ragtuned_pipeline.orchestration.answering import CannotAnswer, prepare_system
+@contextmanager
+def _answerer(place: Home, corpus: str, system: str) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Yield a function from a question to the answer of `system` and what it cost."""
+    from ragtuned_pipeline.orchestration.answering import CannotAnswer, prepared_system
 
     try:
-        answerer = prepare_system(place, corpus, system)
+        with prepared_system(place, corpus, system) as answerer:
+
+            def answer(question: str) -> dict[str, Any]:
+                [given] = answerer.answer([question])
+                return {
+                    "corpus": corpus,
+                    "system": system,
+                    "question": question,
+                    "answer": given.text,
+                    "prompt_tokens": given.prompt_tokens,
+                    "completion_tokens": given.completion_tokens,
+                    "seconds": round(given.seconds, 4),
+                    "context_ids": list(given.context_ids),
+                    "calls": given.calls,
+                }
+
+            yield answer
     except CannotAnswer as error:
         _fail(str(error))
-
-    def answer(question: str) -> dict[str, Any]:
-        [given] = answerer.answer([question])
-        return {
-            "corpus": corpus,
-            "system": system,
-            "question": question,
-            "answer": given.text,
-            "prompt_tokens": given.prompt_tokens,
-            "completion_tokens": given.completion_tokens,
-            "seconds": round(given.seconds, 4),
-            "context_ids": list(given.context_ids),
-        }
-
-    return answer
 
 
 def _usage_error(message: str) -> NoReturn:

@@ -3,15 +3,24 @@
 import dagster as dg
 
 from ragtuned_pipeline.orchestration.assets import (
+    ablation,
+    answers,
     corpus,
     evaluation,
     graph,
+    judging,
     planning,
     promotion,
+    questions,
     synthesis,
     tuning,
 )
-from ragtuned_pipeline.orchestration.automation import build_memory, corpora_sensor, nightly
+from ragtuned_pipeline.orchestration.automation import (
+    build_memory,
+    corpora_sensor,
+    full_evaluation,
+    nightly,
+)
 from ragtuned_pipeline.orchestration.resources import HomeResource, parquet_io_manager
 from ragtuned_pipeline.orchestration.teaching import TeacherResource
 
@@ -19,10 +28,22 @@ defs = dg.Definitions(
     assets=[
         corpus.corpus_folder,
         *dg.load_assets_from_modules(
-            [corpus, planning, graph, synthesis, tuning, evaluation, promotion]
+            [
+                corpus,
+                planning,
+                graph,
+                synthesis,
+                tuning,
+                questions,
+                answers,
+                judging,
+                ablation,
+                evaluation,
+                promotion,
+            ]
         ),
     ],
-    jobs=[build_memory],
+    jobs=[build_memory, full_evaluation],
     sensors=[corpora_sensor],
     schedules=[nightly],
     resources={

@@ -206,7 +206,9 @@ class JudgeSettings(_Section):
     model: str = ""
     address: str = ""
     api_key_variable: str = ""
-    pairs: Literal["all", "tuned"] = "all"  # which systems are compared: each two, or tuned with each
+    pairs: Literal["all", "tuned"] = (
+        "all"  # which systems are compared: each two, or tuned with each
+    )
     queries_per_scope: int = Field(125, ge=1)  # the paper
 
 

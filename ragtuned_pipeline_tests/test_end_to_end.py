@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from ragtuned_pipeline.orchestration.answering import prepare_system
+from ragtuned_pipeline.orchestration.answering import prepared_system
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import TableStore
 from ragtuned_pipeline.orchestration.runs import StepEvent, run_assets
@@ -119,8 +119,8 @@ def test_nothing_asked_in_evaluation_was_trained(built: Home) -> None:
 
 def test_the_promoted_adapter_answers(built: Home) -> None:
     assert corpus_status(built, "harbour")["promoted_adapter"]
-    answerer = prepare_system(built, "harbour", "tuned")
-    [answer] = answerer.answer(["Who bought the ferry Blue Marten?"])
+    with prepared_system(built, "harbour", "tuned") as answerer:
+        [answer] = answerer.answer(["Who bought the ferry Blue Marten?"])
     assert answer.text
     assert answer.completion_tokens > 0
 

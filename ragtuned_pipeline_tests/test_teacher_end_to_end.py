@@ -133,8 +133,8 @@ def test_the_key_is_nowhere(taught: Taught) -> None:
 
 def test_a_second_run_asks_nothing(taught: Taught) -> None:
     before = taught.server.requests
-    run_assets(taught.home, "news", "graph", lambda _event: None)
-    run_assets(taught.home, "news", "synthesis", lambda _event: None)
+    run_assets(taught.home, "news", ["graph"], lambda _event: None)
+    run_assets(taught.home, "news", ["synthesis"], lambda _event: None)
     assert taught.server.requests == before
 
 
@@ -143,12 +143,12 @@ def test_a_spent_budget_stops_and_a_higher_one_goes_on(tmp_path: Path) -> None:
     home = Home(tmp_path)
     with ChatServer(teacher.news) as server:
         register(home, server, budget={"max_calls": 5})
-        run_assets(home, "news", "corpus", lambda _event: None)
+        run_assets(home, "news", ["corpus"], lambda _event: None)
         with pytest.raises(RunFailed, match=r"budget\.max_calls"):
-            run_assets(home, "news", "graph", lambda _event: None)
+            run_assets(home, "news", ["graph"], lambda _event: None)
         assert server.requests == 5
         register(home, server, budget={"max_calls": 500})
-        run_assets(home, "news", "graph", lambda _event: None)
+        run_assets(home, "news", ["graph"], lambda _event: None)
         assert not server.statistics()["repeated"]
 
 
@@ -164,8 +164,8 @@ def test_failures_above_the_share_fail_the_check(tmp_path: Path) -> None:
     home = Home(tmp_path)
     with ChatServer(refusing) as server:
         register(home, server, checks={"max_failed_share": 0.5})
-        run_assets(home, "news", "corpus", lambda _event: None)
-        run_assets(home, "news", "graph", lambda _event: None)
+        run_assets(home, "news", ["corpus"], lambda _event: None)
+        run_assets(home, "news", ["graph"], lambda _event: None)
     failed = TableStore(home.tables).read("graph_failures", "news").to_pylist()
     assert {row["stage"] for row in failed} == {"extraction"}
     assert all("refused" in row["reason"] for row in failed)
@@ -204,8 +204,8 @@ def test_a_managed_server_is_shared_by_the_steps_of_a_run_and_ends_with_it(
     home = Home(tmp_path / "home")
     register(home, None, teacher={"engine": "vllm"})
     for number, group in enumerate(("graph", "synthesis"), 1):
-        run_assets(home, "news", "corpus", lambda _event: None)
-        run_assets(home, "news", group, lambda _event: None)
+        run_assets(home, "news", ["corpus"], lambda _event: None)
+        run_assets(home, "news", [group], lambda _event: None)
         servers = started.read_text().split()
         assert len(servers) == number, "one server for all steps of a run"
         assert not [pid for pid in servers if Path(f"/proc/{pid}").exists()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,26 @@ import pyarrow.compute as pc
 from ragtuned_pipeline.evaluation.metrics import MEASURES, interval, score_answers
 from ragtuned_pipeline.evaluation.queries import QUESTION_SETS
 from ragtuned_pipeline.settings import TeacherSettings
+from ragtuned_pipeline.tables import table
 
 # What a set is read by: the gold answer of a whole-corpus question is several sentences long, which
 # no other answer contains word for word; to an unanswerable question a refusal is right.
 MEASURE_OF_SET = dict.fromkeys(QUESTION_SETS, "contains") | {
+    "generated_global": "f1",  # its reference is a description of the whole corpus
     "gold_global": "f1",
     "unanswerable": "refused",
 }
-COSTS = ("prompt_tokens", "completion_tokens", "seconds")
+COSTS = ("prompt_tokens", "completion_tokens", "seconds", "calls", "money")
+# What an LLM's grade counts as; an answer that it gave no verdict on is left out, and counted.
+GRADES = {"correct": 1.0, "partly": 0.5, "incorrect": 0.0, "declined": 0.0}
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One system's answer to one query with its scores; an answer that is missing is empty."""
+    """One system's answer to one query with its scores; an answer that is missing is empty.
+
+    `grade` is the LLM grader's verdict, None where none was asked for or given.
+    """
 
     query: Mapping[str, Any]
     system: str
@@ -37,6 +44,7 @@ class Scored:
     missing: bool
     scores: Mapping[str, float]
     costs: Mapping[str, float]
+    grade: str | None = None
 
     @property
     def quality(self) -> float:
@@ -44,8 +52,13 @@ class Scored:
         return self.scores[MEASURE_OF_SET.get(self.query["question_set"], "contains")]
 
 
-def score_each(queries: pa.Table, answers: pa.Table) -> list[Scored]:
+def score_each(
+    queries: pa.Table, answers: pa.Table, grades: pa.Table | None = None
+) -> list[Scored]:
     """Return every query with every system's answer: systems by name, queries in table order.
+
+    Args:
+        grades: of an LLM, where one was asked.
 
     Raises:
         ValueError: a system answers one query twice, or a query that is not in `queries`.
@@ -60,6 +73,10 @@ def score_each(queries: pa.Table, answers: pa.Table) -> list[Scored]:
     unknown = {query_id for _, query_id in given} - {query["id"] for query in asked}
     if unknown:
         raise ValueError(f"answers: {len(unknown)} are to no query, e.g. to {min(unknown)}")
+    graded = {
+        (row["system"], row["query_id"]): row["verdict"]
+        for row in (grades.to_pylist() if grades else [])
+    }
     systems = sorted({system for system, _ in given})
     cells = [
         (system, query, given.get((system, query["id"]))) for system in systems for query in asked
@@ -74,6 +91,7 @@ def score_each(queries: pa.Table, answers: pa.Table) -> list[Scored]:
             row is None,
             {measure: float(getattr(scores, measure)[place]) for measure in MEASURES},
             {cost: float(row[cost]) if row else 0.0 for cost in COSTS},
+            graded.get((system, query["id"])),
         )
         for place, ((system, query, row), text) in enumerate(zip(cells, texts, strict=True))
     ]
@@ -93,6 +111,11 @@ def score(
     coverage: pa.Table,
     left_out: Mapping[str, int],
     teacher: Mapping[str, Any],
+    grades: pa.Table,
+    win_rates: pa.Table,
+    judge: Mapping[str, Any],
+    ablation: Mapping[str, Any],
+    general_ability: Mapping[str, Any],
     versions: Mapping[str, str],
     seed: int,
 ) -> dict[str, Any]:
@@ -110,13 +133,18 @@ def score(
         coverage: one row a sentence of the corpus.
         left_out: what the time budget kept out of tuning -> how many.
         teacher: of `teacher_account`, empty where no teacher was asked.
+        grades: of an LLM, empty where none was asked.
+        win_rates: the judge's, empty where none was asked; `judge` says who judged, and how far
+            that can be trusted (win_rates.judge_quality).
+        ablation: of ablation.ablation_scores, empty where none was made.
+        general_ability: of probe.ability_summary.
         versions: of packages, models and data, by name.
 
     Raises:
         ValueError: as `score_each`.
     """
     by_system: dict[str, dict[str, list[Scored]]] = defaultdict(lambda: defaultdict(list))
-    for cell in score_each(queries, answers):
+    for cell in score_each(queries, answers, grades):
         by_system[cell.system][cell.query["question_set"]].append(cell)
     return {
         "corpus": corpus,
@@ -133,8 +161,45 @@ def score(
         "control_shuffled": _control(control_queries, control_answers, seed),
         "coverage": _coverage(qa_pairs, training_rows, coverage, left_out),
         "teacher": dict(teacher),
-        "win_rates": [],
+        "win_rates": [_rounded_row(row) for row in win_rates.to_pylist()],
+        "judge": dict(judge),
+        "ablation": dict(ablation),
+        "general_ability": dict(general_ability),
     }
+
+
+def scores_table(scorecard: Mapping[str, Any]) -> pa.Table:
+    """Return the table "scores": every number of the systems' question sets, one a row."""
+    rows = [
+        {
+            "system": system,
+            "question_set": name,
+            "part": part,
+            "measure": measure,
+            "n": numbers["n"],
+            "value": numbers[measure],
+            **dict(
+                zip(("low", "high"), numbers.get(f"{measure}_interval", (None, None)), strict=True)
+            ),
+        }
+        for system, sets in scorecard["systems"].items()
+        for name, whole in sets.items()
+        for part, numbers in _parts(whole)
+        for measure in (*MEASURES, "graded", *COSTS)
+        if measure in numbers
+    ]
+    return table("scores", rows)
+
+
+def _parts(whole: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    yield "all", whole
+    for column in ("kind", "scope"):
+        for value, numbers in whole[f"by_{column}"].items():
+            yield f"{column}={value}", numbers
+
+
+def _rounded_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _rounded(v) if isinstance(v, float) else v for k, v in row.items()}
 
 
 def teacher_account(
@@ -186,26 +251,33 @@ def teacher_account(
 
 
 def _summary_of_set(cells: Sequence[Scored], seed: int) -> dict[str, Any]:
-    return _summary(cells, seed) | {
+    return summary(cells, seed) | {
         f"by_{column}": {
-            value: _summary([cell for cell in cells if cell.query[column] == value], seed)
+            value: summary([cell for cell in cells if cell.query[column] == value], seed)
             for value in sorted({cell.query[column] for cell in cells})
         }
         for column in ("kind", "scope")
     }
 
 
-def _summary(cells: Sequence[Scored], seed: int) -> dict[str, Any]:
-    summary: dict[str, Any] = {"n": len(cells), "missing": sum(cell.missing for cell in cells)}
+def summary(cells: Sequence[Scored], seed: int) -> dict[str, Any]:
+    """Return means with their intervals, and mean costs, over `cells` (at least one)."""
+    made: dict[str, Any] = {"n": len(cells), "missing": sum(cell.missing for cell in cells)}
     for measure in MEASURES:
         values = np.array([cell.scores[measure] for cell in cells])
-        summary[measure] = _rounded(values.mean())
-        summary[f"{measure}_interval"] = [_rounded(end) for end in interval(values, seed)]
+        made[measure] = _rounded(values.mean())
+        made[f"{measure}_interval"] = [_rounded(end) for end in interval(values, seed)]
     answered = [cell for cell in cells if not cell.missing]
+    grades = [cell.grade for cell in cells if cell.grade is not None]
+    if grades:
+        values = np.array([GRADES[grade] for grade in grades])
+        made["graded"] = _rounded(values.mean())
+        made["graded_interval"] = [_rounded(end) for end in interval(values, seed)]
+        made["ungraded"] = len(cells) - len(grades)
     for cost in COSTS:
         values = np.array([cell.costs[cost] for cell in answered])
-        summary[cost] = _rounded(values.mean()) if answered else 0.0
-    return summary
+        made[cost] = _rounded(values.mean()) if answered else 0.0
+    return made
 
 
 def _rounded(value: float) -> float:
@@ -216,7 +288,7 @@ def _control(queries: pa.Table, answers: pa.Table, seed: int) -> dict[str, Any]:
     cells = score_each(queries, answers)
     if not cells:
         return {}
-    return _summary(cells, seed) | {"facts": pc.count_distinct(queries.column("fact_id")).as_py()}
+    return summary(cells, seed) | {"facts": pc.count_distinct(queries.column("fact_id")).as_py()}
 
 
 def _coverage(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,25 +50,61 @@ def answer_table(
     corpus: str,
     system: str,
     queries: pa.Table,
-    documents: pa.Table,
+    tables: Mapping[str, pa.Table],
     settings: Settings,
     training: Training | None,
 ) -> tuple[pa.Table, SystemNote]:
     """Return the system's answers (none where it is skipped) and the note on it.
 
+    Args:
+        tables: what the system reads, by name; the documents among them.
+
     Raises:
         SettingsError: the base model cannot be loaded.
+        TeacherStopped: the server of embeddings or of the reranker gives none.
     """
     if system not in settings.evaluation.systems:
         return table("answers", []), SystemNote(
             skipped="Left out by the setting evaluation.systems."
         )
     adapter = home.adapters / corpus / training.adapter if training else None
-    setup = Setup(documents, settings.evaluation, settings.tuning.base_model, adapter)
-    answered = answer_all(system, queries, setup)
+    with _setup(tables, settings, adapter) as setup:
+        answered = answer_all(system, queries, setup)
     if isinstance(answered, SkippedSystem):
         return table("answers", []), SystemNote(skipped=answered.reason)
     return answered.answers, SystemNote(description=answered.description)
+
+
+@contextmanager
+def _setup(
+    tables: Mapping[str, pa.Table], settings: Settings, adapter: Path | None
+) -> Iterator[Setup]:
+    """Yield what a system may use; the engines that it loads are closed at the end, so that the
+    next step has their memory."""
+    from ragtuned_pipeline.inference.embeddings import embed
+    from ragtuned_pipeline.inference.reranking import rerank
+    from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
+
+    evaluation, teacher = settings.evaluation, settings.teacher
+    embedding = teacher.model_copy(update={"embedding_model": evaluation.embedding_model})
+    with ExitStack() as engines:
+
+        def load(base_model: str, folder: Path | None, batch_size: int) -> TransformersEngine:
+            engine = TransformersEngine(base_model, folder, batch_size)
+            engines.callback(engine.close)
+            return engine
+
+        yield Setup(
+            tables,
+            evaluation,
+            settings.tuning.base_model,
+            adapter,
+            load,
+            (lambda texts: embed(texts, embedding)) if evaluation.embedding_model else None,
+            (lambda question, texts: rerank(question, texts, teacher, evaluation.reranking_model))
+            if evaluation.reranking_model
+            else None,
+        )
 
 
 def write_note(home: Home, corpus: str, system: str, note: SystemNote) -> None:
@@ -77,8 +115,9 @@ class CannotAnswer(ValueError):
     """A system cannot answer for a corpus; the message says why."""
 
 
-def prepare_system(home: Home, corpus: str, system: str) -> Answerer:
-    """Return a system ready to answer questions about `corpus`, with its promoted adapter.
+@contextmanager
+def prepared_system(home: Home, corpus: str, system: str) -> Iterator[Answerer]:
+    """Yield a system ready to answer questions about `corpus`, with its promoted adapter.
 
     Raises:
         CannotAnswer: it needs something that is not there, or the corpus is too large for it.
@@ -86,18 +125,21 @@ def prepare_system(home: Home, corpus: str, system: str) -> Answerer:
     """
     if system not in SYSTEMS:
         raise SettingsError(f"--system {system}: choose one of {', '.join(SYSTEMS)}")
-    store, settings = TableStore(home.tables), home.settings(corpus)
-    if not store.exists("documents", corpus):
-        raise CannotAnswer(f"corpus {corpus!r} has not been read yet; run `ragtuned run` first")
-    base_model = settings.tuning.base_model
+    spec, store, settings = SYSTEMS[system], TableStore(home.tables), home.settings(corpus)
+    names = ["documents", *spec.tables]
+    if missing := [name for name in names if not store.exists(name, corpus)]:
+        raise CannotAnswer(
+            f"corpus {corpus!r} has no {missing[0].replace('_', ' ')} yet; run `ragtuned run` first"
+        )
     adapter = None
-    if system == "tuned":
+    if spec.uses_adapter:
         try:
-            adapter = current(home.adapters, corpus, base_model)
+            adapter = current(home.adapters, corpus, settings.tuning.base_model)
         except AdapterError as error:
             raise CannotAnswer(str(error)) from None
-    documents = store.read("documents", corpus)
-    prepared = SYSTEMS[system](Setup(documents, settings.evaluation, base_model, adapter))
-    if isinstance(prepared, SkippedSystem):
-        raise CannotAnswer(prepared.reason)
-    return prepared
+    tables = {name: store.read(name, corpus) for name in names}
+    with _setup(tables, settings, adapter) as setup:
+        prepared = spec.prepare(setup)
+        if isinstance(prepared, SkippedSystem):
+            raise CannotAnswer(prepared.reason)
+        yield prepared

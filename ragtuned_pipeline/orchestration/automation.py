@@ -23,9 +23,18 @@ QUIET_SECONDS = 10.0  # a folder that changed more recently may still be being c
 # its own process anyway.
 build_memory = dg.define_asset_job(
     "build_memory",
-    selection=dg.AssetSelection.all() - dg.AssetSelection.assets("corpus_folder"),
+    selection=dg.AssetSelection.all()
+    - dg.AssetSelection.assets("corpus_folder")
+    - dg.AssetSelection.groups("ablation"),
     executor_def=dg.in_process_executor,
     description="From a corpus's folder to its judged adapter; unchanged steps keep their result.",
+)
+
+full_evaluation = dg.define_asset_job(
+    "full_evaluation",
+    selection=dg.AssetSelection.groups("evaluation", "ablation"),
+    executor_def=dg.in_process_executor,
+    description="Asks and judges every system again, the adapters of the ablation among them.",
 )
 
 

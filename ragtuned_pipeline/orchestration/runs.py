@@ -61,10 +61,13 @@ def prepare_environment(home: Home) -> None:
 def run_assets(
     home: Home,
     corpus: str,
-    group: str | None,
+    groups: Sequence[str] | None,
     on_event: Callable[[StepEvent], None],
 ) -> str:
-    """Materialise the assets of `group` (all if None) for `corpus`; return the run's id.
+    """Materialise the assets of `groups` for `corpus`; return the run's id.
+
+    Args:
+        groups: None for what the job build_memory makes: all but the ablation.
 
     Raises:
         RunFailed: a step failed, or another run of this corpus is going on.
@@ -76,9 +79,11 @@ def run_assets(
         instance.add_dynamic_partitions(corpora.name or "", [corpus])
         end_dead_runs(home, instance, corpus)
         run_id = str(uuid.uuid4())
-        job = defs.resolve_job_def("build_memory")
+        job = defs.resolve_job_def(
+            "full_evaluation" if groups and "ablation" in groups else "build_memory"
+        )
         instance.add_event_listener(run_id, lambda entry: _tell(entry, on_event))
-        keys = _asset_keys(defs, group)
+        keys = _asset_keys(defs, job, groups)
         on_event(StepEvent("plan", count=_step_count(defs, keys)))
         result = job.execute_in_process(
             instance=instance,
@@ -111,10 +116,12 @@ def end_dead_runs(home: Home, instance: dg.DagsterInstance, corpus: str) -> None
             continue  # its process lives and holds the lock
 
 
-def _asset_keys(defs: dg.Definitions, group: str | None) -> list[dg.AssetKey]:
+def _asset_keys(
+    defs: dg.Definitions, job: dg.JobDefinition, groups: Sequence[str] | None
+) -> list[dg.AssetKey]:
     graph = defs.resolve_asset_graph()
-    keys = graph.materializable_asset_keys
-    return sorted(key for key in keys if group is None or graph.get(key).group_name == group)
+    keys = job.asset_layer.executable_asset_keys
+    return sorted(key for key in keys if groups is None or graph.get(key).group_name in groups)
 
 
 def _step_count(defs: dg.Definitions, keys: Sequence[dg.AssetKey]) -> int:

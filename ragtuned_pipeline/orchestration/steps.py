@@ -191,6 +191,9 @@ _SAME_SCHEMA = {
     "new_wording_queries": "queries",
     "control_queries": "queries",
     "control_rows": "training_rows",
+    "generated_queries": "queries",
+    "ablation_judgements": "judgements",
+    "ablation_win_rates": "win_rates",
 }
 
 
@@ -200,7 +203,10 @@ def schema_name(asset: str) -> str:
         return "failures"
     if asset.endswith("_usage") or asset == "teacher_plan":
         return "teacher_usage"
-    return "answers" if asset.startswith("answers_") else _SAME_SCHEMA.get(asset, asset)
+    for start, name in (("answers_", "answers"), ("ablation_rows_", "training_rows")):
+        if asset.startswith(start):
+            return name
+    return _SAME_SCHEMA.get(asset, asset)
 
 
 def schema_check(asset: str, data: pa.Table) -> dg.AssetCheckResult:

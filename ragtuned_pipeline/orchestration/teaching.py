@@ -76,6 +76,28 @@ def teacher_key(settings: Settings) -> dict[str, Any]:
     }
 
 
+def judging_settings(settings: Settings) -> Settings:
+    """Return the settings with the judge's model in the teacher's place.
+
+    Raises:
+        SettingsError: no model can judge.
+    """
+    judge, teacher = settings.judge, settings.teacher
+    named = {
+        name: value
+        for name in ("model", "address", "api_key_variable")
+        if (value := getattr(judge, name))
+    }
+    if named:
+        teacher = teacher.model_copy(update={"engine": "openai", **named})
+    if teacher.engine == "none":
+        raise SettingsError(
+            "setting judge.engine = teacher: there is no teacher (teacher.engine = none); name a "
+            "judge with judge.model and judge.address, or set judge.engine to rules or none"
+        )
+    return settings.model_copy(update={"teacher": teacher})
+
+
 def token_counter(settings: Settings) -> CountTokens:
     """Return how the teacher's tokens are counted beforehand.
 

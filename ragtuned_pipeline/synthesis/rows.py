@@ -98,7 +98,7 @@ def select_training_rows(
         )
     budget = int(settings.time_budget_minutes * 60 * settings.assumed_tokens_per_second)
     passage = np.array(pc.equal(pairs["generator"], PASSAGE_GENERATOR))
-    first = np.flatnonzero(passage & (_turn_in_fact(pairs) == 0))
+    first = np.flatnonzero(passage & (turn_in_fact(pairs) == 0))
     epochs = settings.epochs
     passage_epochs = min(settings.passage_epochs, epochs)
     within = np.cumsum(tokens[first]) * passage_epochs <= _PASSAGE_SHARE * budget
@@ -147,7 +147,7 @@ def _chosen_facts(
     settings: TuningSettings,
 ) -> _Chosen:
     """Choose among the rows `candidates` for `budget` tokens: whole facts, kinds in fair turns."""
-    turn = _turn_in_fact(pairs)[candidates]
+    turn = turn_in_fact(pairs)[candidates]
     # As many wordings as all facts can have; where not even the least fit, facts are left out.
     spent = np.cumsum(np.bincount(turn, weights=tokens[candidates]))
     wordings = max(settings.min_wordings, int((spent <= budget).sum()))
@@ -171,7 +171,7 @@ def _chosen_facts(
     return _Chosen(chosen, len(places) - len(taken), int(unused))
 
 
-def _turn_in_fact(pairs: pa.Table) -> np.ndarray:
+def turn_in_fact(pairs: pa.Table) -> np.ndarray:
     """Return for each row how many rows of its fact stand before it; int64 of shape (n,)."""
     fact = _codes(pairs["fact_id"])
     order = np.argsort(fact, kind="stable")

@@ -1,0 +1,262 @@
+"""ablation: adapters tuned on parts of the rows, which share everything upstream."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from ragtuned_pipeline.evaluation.ablation import VARIANTS
+from ragtuned_pipeline.orchestration.answering import answer_table
+from ragtuned_pipeline.orchestration.assets.answers import ANSWERING
+from ragtuned_pipeline.orchestration.assets.judging import (
+    JUDGING,
+    judge_answers,
+    judge_key,
+    judges,
+)
+from ragtuned_pipeline.orchestration.partitions import corpora
+from ragtuned_pipeline.orchestration.resources import HomeResource
+from ragtuned_pipeline.orchestration.steps import (
+    OWNER,
+    UserError,
+    base_model_key,
+    code_version,
+    run_step,
+    settings_key,
+    table_assets,
+)
+from ragtuned_pipeline.orchestration.teaching import TeacherResource, account
+from ragtuned_pipeline.orchestration.training import (
+    read_training,
+    train_adapter,
+    training_metadata,
+)
+from ragtuned_pipeline.settings import SettingsError
+from ragtuned_pipeline.tables import failures_table, table
+
+
+def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
+    """The rows, the adapter and the answers of one variant."""
+
+    @table_assets(
+        outputs={f"ablation_rows_{name}": f"What the variant {name} is tuned on."},
+        group="ablation",
+        rooms=["evaluation/ablation.py", "synthesis/rows.py"],
+        inputs=["qa_pairs"],
+    )
+    def rows(
+        context: dg.AssetExecutionContext, home: HomeResource, qa_pairs: pa.Table
+    ) -> Iterator[Any]:
+        from ragtuned_pipeline.evaluation.ablation import (
+            check_variants,
+            variant_rows,
+            variant_tuning,
+        )
+        from ragtuned_pipeline.synthesis.rows import NothingToTrain
+        from ragtuned_pipeline.tuning.base_models import load_tokenizer, row_counter
+
+        settings = home.home.settings(context.partition_key)
+        asked = name in settings.ablation.variants
+        tuning = variant_tuning(name, settings.tuning, settings.ablation)
+        replay = settings.synthesis.replay_share
+
+        def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
+            output = f"ablation_rows_{name}"
+            if not asked:
+                return {output: table("training_rows", [])}, {
+                    "skipped": "not among ablation.variants"
+                }
+            try:
+                check_variants(settings.ablation)
+                count = row_counter(load_tokenizer(tuning.base_model))
+                made = variant_rows(name, qa_pairs, count, tuning, replay)
+            except (NothingToTrain, SettingsError) as error:
+                raise UserError(f"ablation {name}: {error}") from error
+            return {output: made.training_rows}, {"tokens": made.tokens}
+
+        yield from run_step(
+            context,
+            home.store,
+            [f"ablation_rows_{name}"],
+            settings_key(tuning, base_model_key(tuning), {"asked": asked, "replay_share": replay}),
+            {"qa_pairs": qa_pairs},
+            compute,
+        )
+
+    @dg.asset(
+        name=f"ablation_adapter_{name}",
+        description=f"The adapter of the variant {name}, tuned for as many tokens as the others.",
+        group_name="ablation",
+        partitions_def=corpora,
+        code_version=code_version("tuning/sft.py", "tuning/base_models.py"),
+        owners=[OWNER],
+        kinds={"pytorch", "huggingface"},
+        pool="accelerator",
+        ins={"rows": dg.AssetIn(f"ablation_rows_{name}", dagster_type=dg.Any)},
+    )
+    def adapter(
+        context: dg.AssetExecutionContext,
+        home: HomeResource,
+        teacher: TeacherResource,
+        pipes: dg.PipesSubprocessClient,
+        rows: pa.Table,
+    ) -> dg.MaterializeResult[Any]:
+        from ragtuned_pipeline.evaluation.ablation import variant_tuning
+
+        if not rows.num_rows:
+            return dg.MaterializeResult(
+                data_version=dg.DataVersion("none"), metadata={"skipped": "no rows"}
+            )
+        teacher.stop()  # the GPU is the trainer's now
+        corpus, settings = context.partition_key, home.home.settings(context.partition_key)
+        training, kept = train_adapter(
+            context,
+            home.home,
+            pipes,
+            _purpose(name),
+            rows.select(["system", "prompt", "completion", "epochs"]),
+            None,
+            variant_tuning(name, settings.tuning, settings.ablation),
+        )
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(training.adapter),
+            metadata=training_metadata(home.home, corpus, training, kept),
+        )
+
+    @table_assets(
+        outputs={f"answers_ablation_{name}": f"What the adapter of the variant {name} answered."},
+        group="ablation",
+        rooms=ANSWERING,
+        inputs=[f"ablation_rows_{name}", "queries", "documents"],
+        deps=[f"ablation_adapter_{name}"],
+        kinds={"huggingface"},
+    )
+    def answers(
+        context: dg.AssetExecutionContext,
+        home: HomeResource,
+        queries: pa.Table,
+        documents: pa.Table,
+        **rows: pa.Table,
+    ) -> Iterator[Any]:
+        from ragtuned_pipeline.evaluation.ablation import variant_queries
+
+        corpus, settings = context.partition_key, home.home.settings(context.partition_key)
+        asked = variant_queries(queries)
+        [trained] = rows.values()
+        training = read_training(home.home, corpus, _purpose(name)) if trained.num_rows else None
+
+        def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
+            output = f"answers_ablation_{name}"
+            if training is None:
+                return {output: table("answers", [])}, {"skipped": "not tuned"}
+            answered, _ = answer_table(
+                home.home, corpus, "tuned", asked, {"documents": documents}, settings, training
+            )
+            system = pa.array([name] * answered.num_rows, pa.string())
+            place = answered.schema.get_field_index("system")
+            return {output: answered.set_column(place, "system", system)}, {}
+
+        yield from run_step(
+            context,
+            home.store,
+            [f"answers_ablation_{name}"],
+            settings_key(settings.evaluation, base_model_key(settings.tuning)),
+            {"queries": asked, "adapter": training.adapter if training else ""},
+            compute,
+        )
+
+    return [rows, adapter, answers]
+
+
+variant_assets = [asset for name in VARIANTS for asset in _variant_assets(name)]
+
+
+@table_assets(
+    outputs={
+        "ablation_judgements": "The variants' answers compared in pairs, in both orders.",
+        "ablation_win_rates": "How often each variant's answers were preferred, with intervals.",
+        "ablation_judgements_failures": "What the judge gave no verdict on.",
+        "ablation_judgements_usage": "What the judge was asked; empty where rules judge.",
+    },
+    group="ablation",
+    rooms=[*JUDGING, "evaluation/win_rates.py", "evaluation/ablation.py"],
+    inputs=["queries", "documents", *(f"answers_ablation_{name}" for name in VARIANTS)],
+)
+def ablation_judging(
+    context: dg.AssetExecutionContext,
+    home: HomeResource,
+    teacher: TeacherResource,
+    queries: pa.Table,
+    documents: pa.Table,
+    **variants: pa.Table,
+) -> Iterator[Any]:
+    from ragtuned_pipeline.evaluation.ablation import variant_queries
+    from ragtuned_pipeline.evaluation.win_rates import win_rates
+
+    own = home.home.settings(context.partition_key)
+    # Every two variants are compared: none of them is "the" tuned model.
+    settings = own.model_copy(update={"judge": own.judge.model_copy(update={"pairs": "all"})})
+    answers, asked_of = pa.concat_tables(list(variants.values())), variant_queries(queries)
+    outputs = [
+        "ablation_judgements",
+        "ablation_win_rates",
+        "ablation_judgements_failures",
+        "ablation_judgements_usage",
+    ]
+
+    def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
+        by_model = judges(settings)
+        with (
+            teacher.open(context, home.home, by_model, outputs[0]) if by_model else nullcontext()
+        ) as asked:
+            judged, failures = judge_answers(asked_of, answers, documents, settings, asked)
+            usage, shown = account(asked)
+        rates = win_rates(judged, asked_of, settings.evaluation.seed)
+        made = (judged, rates, failures_table(failures), usage)
+        return dict(zip(outputs, made, strict=True)), shown
+
+    yield from run_step(
+        context,
+        home.store,
+        outputs,
+        judge_key(settings),
+        {
+            "queries": asked_of,
+            "answers": answers.drop_columns(["seconds"]),
+            "documents": documents,
+        },
+        compute,
+    )
+
+
+def _purpose(name: str) -> str:
+    """The name under which a variant's training is remembered."""
+    return f"ablation_{name}"
+
+
+def read_ablation(home: HomeResource, corpus: str, queries: pa.Table, seed: int) -> dict[str, Any]:
+    """Return the scorecard's "ablation" from the tables that are there.
+
+    Empty where no ablation was made, or where it was asked other questions than the corpus has
+    now: figures of two states of a corpus are not set side by side.
+    """
+    from ragtuned_pipeline.evaluation.ablation import ablation_scores, variant_queries
+
+    store = home.store
+    names = [n for n in VARIANTS if store.exists(f"answers_ablation_{n}", corpus)]
+    answers = {n: store.read(f"answers_ablation_{n}", corpus) for n in names}
+    answers = {n: given for n, given in answers.items() if given.num_rows}
+    asked = variant_queries(queries)
+    every = set(asked["id"].to_pylist())
+    if not answers or not store.exists("ablation_win_rates", corpus):
+        return {}
+    if any(set(given["query_id"].to_pylist()) != every for given in answers.values()):
+        return {}
+    rows = {n: store.read(f"ablation_rows_{n}", corpus) for n in answers}
+    rates = store.read("ablation_win_rates", corpus)
+    return {
+        "variants": ablation_scores(asked, pa.concat_tables(list(answers.values())), rows, seed),
+        "win_rates": rates.to_pylist(),
+    }

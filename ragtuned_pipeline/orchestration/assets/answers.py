@@ -1,0 +1,226 @@
+"""evaluation: what each system answers, one asset a system, and the shuffled control."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from ragtuned_pipeline.evaluation.systems import SYSTEMS
+from ragtuned_pipeline.inference.calls import TeacherStopped
+from ragtuned_pipeline.orchestration.answering import answer_table, write_note
+from ragtuned_pipeline.orchestration.partitions import corpora
+from ragtuned_pipeline.orchestration.resources import HomeResource
+from ragtuned_pipeline.orchestration.steps import (
+    OWNER,
+    UserError,
+    base_model_key,
+    code_version,
+    reference_check,
+    run_step,
+    settings_key,
+    table_assets,
+)
+from ragtuned_pipeline.orchestration.teaching import TeacherResource
+from ragtuned_pipeline.orchestration.training import (
+    read_training,
+    train_adapter,
+    training_metadata,
+)
+from ragtuned_pipeline.settings import SettingsError
+
+ANSWERING = [
+    "evaluation/systems",
+    "evaluation/retrieval.py",
+    "evaluation/graph_contexts.py",
+    "evaluation/prompts",
+    *(f"inference/{name}.py" for name in ("engine", "base_models", "transformers_engine")),
+]
+
+
+def _answers_asset(system: str) -> dg.AssetsDefinition:
+    """The answers of one system; adding a system adds, and runs, one asset."""
+    spec = SYSTEMS[system]
+
+    @table_assets(
+        outputs={f"answers_{system}": f"What the system {system} answered, and what it cost."},
+        group="evaluation",
+        rooms=ANSWERING,
+        inputs=["queries", "documents", *spec.tables],
+        deps=["lora_adapter"] if spec.uses_adapter else [],
+        kinds={"huggingface"},
+    )
+    def answers(
+        context: dg.AssetExecutionContext,
+        home: HomeResource,
+        teacher: TeacherResource,
+        queries: pa.Table,
+        **tables: pa.Table,
+    ) -> Iterator[Any]:
+        corpus = context.partition_key
+        settings = home.home.settings(corpus)
+        training = read_training(home.home, corpus, "tuned") if spec.uses_adapter else None
+
+        def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
+            teacher.stop()  # the GPU is this system's now
+            try:
+                answered, note = answer_table(
+                    home.home, corpus, system, queries, tables, settings, training
+                )
+            except (SettingsError, TeacherStopped) as error:
+                raise UserError(str(error)) from error
+            write_note(home.home, corpus, system, note)
+            return {f"answers_{system}": answered}, asdict(note)
+
+        yield from run_step(
+            context,
+            home.store,
+            [f"answers_{system}"],
+            settings_key(settings.evaluation, base_model_key(settings.tuning)),
+            {"queries": queries, **tables, "adapter": training.adapter if training else ""},
+            compute,
+        )
+
+    return answers
+
+
+answers_assets = [_answers_asset(system) for system in SYSTEMS]
+
+
+@table_assets(
+    outputs={
+        "control_rows": "Training rows with the answers of other facts: the shuffled control.",
+        "control_queries": "Held-out wordings of the same facts, with their true answers.",
+    },
+    group="evaluation",
+    rooms=["evaluation/control.py"],
+    inputs=["training_rows", "qa_pairs"],
+)
+def control(
+    context: dg.AssetExecutionContext,
+    home: HomeResource,
+    training_rows: pa.Table,
+    qa_pairs: pa.Table,
+) -> Iterator[Any]:
+    from ragtuned_pipeline.evaluation.control import shuffled_control
+    from ragtuned_pipeline.tuning.base_models import load_tokenizer, row_counter
+
+    settings = home.home.settings(context.partition_key)
+
+    def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
+        count = row_counter(load_tokenizer(settings.tuning.base_model))
+        made = shuffled_control(training_rows, qa_pairs, count, settings.evaluation)
+        return {"control_rows": made.training_rows, "control_queries": made.queries}, {}
+
+    yield from run_step(
+        context,
+        home.store,
+        ["control_rows", "control_queries"],
+        settings_key(settings.evaluation, base_model_key(settings.tuning)),
+        {"training_rows": training_rows, "qa_pairs": qa_pairs},
+        compute,
+    )
+
+
+@dg.asset(
+    group_name="evaluation",
+    partitions_def=corpora,
+    code_version=code_version("tuning/sft.py", "tuning/base_models.py"),
+    owners=[OWNER],
+    kinds={"pytorch", "huggingface"},
+    pool="accelerator",
+)
+def control_adapter(
+    context: dg.AssetExecutionContext,
+    home: HomeResource,
+    teacher: TeacherResource,
+    pipes: dg.PipesSubprocessClient,
+    control_rows: pa.Table,
+) -> dg.MaterializeResult[Any]:
+    """An adapter tuned on the shuffled rows: it can score only by what is not knowledge."""
+    teacher.stop()  # the GPU is the trainer's now
+    corpus = context.partition_key
+    if not control_rows.num_rows:
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion("none"),
+            metadata={"skipped": "too few facts to shuffle answers among them"},
+        )
+    training, kept = train_adapter(
+        context,
+        home.home,
+        pipes,
+        "control",
+        control_rows.select(["system", "prompt", "completion", "epochs"]),
+        None,
+        home.home.settings(corpus).tuning,
+    )
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(training.adapter),
+        metadata=training_metadata(home.home, corpus, training, kept),
+    )
+
+
+@table_assets(
+    outputs={"answers_control": "What the control adapter answered."},
+    group="evaluation",
+    rooms=ANSWERING,
+    inputs=["control_queries", "documents"],
+    deps=["control_adapter"],
+    kinds={"huggingface"},
+)
+def control_answers(
+    context: dg.AssetExecutionContext,
+    home: HomeResource,
+    control_queries: pa.Table,
+    documents: pa.Table,
+) -> Iterator[Any]:
+    corpus = context.partition_key
+    settings = home.home.settings(corpus)
+    training = read_training(home.home, corpus, "control") if control_queries.num_rows else None
+
+    def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
+        answered, _ = answer_table(
+            home.home,
+            corpus,
+            "tuned",
+            control_queries,
+            {"documents": documents},
+            settings,
+            training,
+        )
+        return {"answers_control": answered}, {}
+
+    yield from run_step(
+        context,
+        home.store,
+        ["answers_control"],
+        settings_key(settings.evaluation, base_model_key(settings.tuning)),
+        {"control_queries": control_queries, "adapter": training.adapter if training else ""},
+        compute,
+    )
+
+
+@table_assets(
+    outputs={"answers": "The answers of all systems."},
+    group="evaluation",
+    rooms=[],
+    inputs=[f"answers_{system}" for system in SYSTEMS],
+    checks={"answers": ["no_dangling_ids"]},
+    deps=["queries"],
+)
+def all_answers(
+    context: dg.AssetExecutionContext, home: HomeResource, **systems: pa.Table
+) -> Iterator[Any]:
+    asked = home.store.read("queries", context.partition_key)["id"]
+    yield from run_step(
+        context,
+        home.store,
+        ["answers"],
+        "",
+        systems,
+        lambda: ({"answers": pa.concat_tables(list(systems.values()))}, {}),
+        lambda tables: [
+            reference_check("answers", [("query_id", tables["answers"]["query_id"], asked)])
+        ],
+    )
