@@ -223,6 +223,8 @@ class ChatServer:
                 self._load.changed(self.at_once, arrived=False)
         if (method, path) == ("POST", "/v1/embeddings"):
             await _send(writer, Answer(200, _embeddings(json.loads(body))))
+        elif (method, path) == ("POST", "/v1/rerank"):
+            await _send(writer, Answer(200, _relevances(json.loads(body))))
         elif (method, path) == ("GET", "/v1/models"):
             await _send(writer, Answer(200, {"object": "list", "data": [{"id": "test"}]}))
         elif (method, path) == ("GET", "/health"):
@@ -369,6 +371,20 @@ def _embeddings(request: dict[str, Any]) -> dict[str, Any]:
         for i, text in enumerate(texts)
     ]
     return {"object": "list", "model": request["model"], "data": data}
+
+
+def _relevances(request: dict[str, Any]) -> dict[str, Any]:
+    """Cosines of bags of words, best first."""
+    asked = _bag_of_words(request["query"])
+    rows = [
+        {
+            "index": index,
+            "relevance_score": sum(a * b for a, b in zip(asked, _bag_of_words(text), strict=True)),
+        }
+        for index, text in enumerate(request["documents"])
+    ]
+    rows.sort(key=lambda row: (-row["relevance_score"], row["index"]))
+    return {"model": request["model"], "results": rows}
 
 
 def _bag_of_words(text: str) -> list[float]:
