@@ -213,7 +213,7 @@ class JudgeSettings(_Section):
 
 
 class AblationSettings(_Section):
-    """Adapters tuned on parts of the rows, with equal token budgets (`ragtuned evaluate --full`)."""
+    """Adapters tuned on parts of the rows, for equally many tokens (`ragtuned evaluate --full`)."""
 
     variants: tuple[str, ...] = ("local", "global", "both")  # the paper's Fig. 3
     time_budget_minutes: float = Field(1.5, gt=0)  # of each, as tuning.time_budget_minutes
@@ -225,7 +225,7 @@ class AblationSettings(_Section):
 
 
 class ProbeSettings(_Section):
-    """What tuning makes the model forget (`ragtuned evaluate --full`)."""
+    """What tuning makes the model forget."""
 
     harness_tasks: tuple[str, ...] = ()  # of lm-evaluation-harness, beside the built-in probe
     harness_limit: int = Field(200, ge=1)  # items of a task

@@ -108,7 +108,7 @@ def judging(
     outputs = ["judgements", "grades", "judgements_failures", "judgements_usage"]
 
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
-        grades, failures = table("grades", []), []
+        grades, failures = table("grades", []), list[Failure]()
         with (
             teacher.open(context, home.home, by_model, "judgements") if by_model else nullcontext()
         ) as asked:
