@@ -206,9 +206,7 @@ class JudgeSettings(_Section):
     model: str = ""
     address: str = ""
     api_key_variable: str = ""
-    pairs: Literal["all", "tuned"] = (
-        "all"  # which systems are compared: each two, or tuned with each
-    )
+    pairs: Literal["all", "tuned"] = "all"  # each two systems, or the tuned one with each other
     queries_per_scope: int = Field(125, ge=1)  # the paper
 
 
