@@ -2,7 +2,7 @@
 
     python -m ragtuned_pipeline_tests.lineage_picture
 
-One box a step, with the assets it makes; an arrow from each step to those that are made from its
+One box a step, with the assets it makes (the ablation's variants, which are alike, as one); an arrow from each step to those that are made from its
 assets, unless it follows from other arrows. Rows are ordered by what depends on what.
 """
 
@@ -12,11 +12,13 @@ from collections import defaultdict
 from pathlib import Path
 
 import networkx as nx
+from dagster import AssetKey
 from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from ragtuned_pipeline.definitions import defs
+from ragtuned_pipeline.evaluation.ablation import VARIANTS
 
 PICTURE = Path(__file__).parents[1] / "docs" / "lineage.svg"
 _COLOURS = {
@@ -25,6 +27,7 @@ _COLOURS = {
     "synthesis": "#fdf0d5",
     "tuning": "#f8dcdc",
     "evaluation": "#e9e2f4",
+    "ablation": "#f3e6f1",
     "promotion": "#e6e6e6",
 }
 _LINE, _PAD, _GAP_X, _GAP_Y, _LETTER = 0.155, 0.09, 0.22, 0.42, 0.072  # inches
@@ -36,8 +39,8 @@ def steps() -> nx.DiGraph:
     owner: dict[str, tuple[str, ...]] = {}
     graph = nx.DiGraph()
     for key in assets.get_all_asset_keys():
-        made = sorted(key.to_user_string() for key in assets.get(key).execution_set_asset_keys)
-        step = tuple(made) or (key.to_user_string(),)
+        made = sorted({shown_name(key) for key in assets.get(key).execution_set_asset_keys})
+        step = tuple(made) or (shown_name(key),)
         owner[key.to_user_string()] = step
         graph.add_node(step, group=assets.get(key).group_name)
     for key in assets.get_all_asset_keys():
@@ -48,6 +51,15 @@ def steps() -> nx.DiGraph:
     reduced = nx.transitive_reduction(graph)
     reduced.add_nodes_from(graph.nodes(data=True))
     return reduced
+
+
+def shown_name(key: AssetKey) -> str:
+    """Return an asset's name in the picture."""
+    name = key.to_user_string()
+    if "ablation" not in name:
+        return name
+    variant = next((each for each in VARIANTS if name.endswith(f"_{each}")), None)
+    return f"{name.removesuffix(variant)}<variant>" if variant else name
 
 
 def draw(graph: nx.DiGraph) -> Figure:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ragtuned_pipeline.evaluation.scorecard import score_each, write_scorecard
+from ragtuned_pipeline.evaluation.scorecard import score_each, scores_table, write_scorecard
 from ragtuned_pipeline.tables import table
 from ragtuned_pipeline_tests.evaluation import world
 
@@ -67,6 +67,27 @@ def test_answers_to_nothing_and_twice_are_refused() -> None:
         score_each(queries, pa.concat_tables([answers, answers.slice(0, 1)]))
     with pytest.raises(ValueError, match="to no query"):
         score_each(queries.slice(1), answers)
+
+
+def test_the_scores_table_holds_every_number_of_the_sets() -> None:
+    card = world.scored()
+    rows = {
+        (row["system"], row["question_set"], row["part"], row["measure"]): row
+        for row in scores_table(card).to_pylist()
+    }
+    held_out = card["systems"]["tuned"]["held_out_wording"]
+    contains = rows["tuned", "held_out_wording", "all", "contains"]
+    assert [contains["low"], contains["high"]] == held_out["contains_interval"]
+    assert contains["value"] == held_out["contains"]
+    assert rows["tuned", "held_out_wording", "kind=local", "f1"]["n"] == held_out["n"]
+    assert rows["tuned", "held_out_wording", "all", "seconds"]["low"] is None
+    graded = {key for key in rows if key[3] == "graded"}
+    assert {key[:2] for key in graded} == {("tuned", "held_out_wording")}
+
+
+def test_grades_count_partly_as_half_and_leave_out_what_has_no_verdict() -> None:
+    held_out = world.scored()["systems"]["tuned"]["held_out_wording"]
+    assert (held_out["graded"], held_out["ungraded"], held_out["n"]) == (0.666667, 1, 4)
 
 
 def test_a_corpus_without_questions_has_a_scorecard() -> None:

@@ -1,7 +1,11 @@
 """What the code location holds; a change here is a change of the interface."""
 
+from html import escape
+
+from dagster import AssetKey
+
 from ragtuned_pipeline.definitions import defs
-from ragtuned_pipeline_tests.lineage_picture import PICTURE
+from ragtuned_pipeline_tests.lineage_picture import PICTURE, shown_name
 
 ASSETS = {
     "corpus": [
@@ -37,17 +41,53 @@ ASSETS = {
         "answers",
         "answers_base",
         "answers_control",
+        "answers_graphrag_global",
+        "answers_graphrag_local",
         "answers_long_context",
         "answers_tuned",
+        "answers_tuned_rag",
         "answers_vanilla_rag",
         "control_adapter",
         "control_queries",
         "control_rows",
+        "corpora_report",
         "failures",
+        "generated_queries",
+        "generated_queries_failures",
+        "generated_queries_usage",
+        "grades",
+        "judgements",
+        "judgements_failures",
+        "judgements_usage",
+        "probe",
         "queries",
         "queries_failures",
         "report",
         "scorecard",
+        "scores",
+        "win_rates",
+    ],
+    "ablation": [
+        "ablation_judgements",
+        "ablation_judgements_failures",
+        "ablation_judgements_usage",
+        "ablation_win_rates",
+        *(
+            f"{made}_{variant}"
+            for made in ("ablation_rows", "ablation_adapter", "answers_ablation")
+            for variant in (
+                "local",
+                "global",
+                "both",
+                "one_wording",
+                "one_direction",
+                "no_refusals",
+                "no_replay",
+                "rank_8",
+                "rank_32",
+                "rank_128",
+            )
+        ),
     ],
     "promotion": ["promoted_adapter"],
 }
@@ -65,7 +105,8 @@ def test_the_lineage_picture_shows_every_asset() -> None:
     """`python -m ragtuned_pipeline_tests.lineage_picture` draws it anew."""
     picture = PICTURE.read_text(encoding="utf-8")
     for names in ASSETS.values():
-        assert [name for name in names if f">{name}</text>" not in picture] == []
+        shown = {escape(shown_name(AssetKey(name))) for name in names}
+        assert [name for name in shown if f">{name}</text>" not in picture] == []
 
 
 def test_every_asset_is_described_owned_and_versioned_and_has_one_partition_a_corpus() -> None:
@@ -82,7 +123,8 @@ def test_every_asset_is_described_owned_and_versioned_and_has_one_partition_a_co
 def test_jobs_sensors_and_schedules() -> None:
     repository = defs.get_repository_def()
     assert [job.name for job in repository.get_all_jobs() if not job.name.startswith("__")] == [
-        "build_memory"
+        "build_memory",
+        "full_evaluation",
     ]
     assert [sensor.name for sensor in repository.sensor_defs] == ["corpora_sensor"]
     assert [schedule.name for schedule in repository.schedule_defs] == ["nightly"]
