@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -159,38 +160,73 @@ def show_plan(planned: FolderPlan, settings: Settings) -> None:
 def score_table(scorecard: Mapping[str, Any]) -> Table:
     """The scorecard as a terminal table: a row a question set, a column a system, then cost."""
     systems, control = scorecard["systems"], scorecard.get("control_shuffled") or {}
-    shown = Table(title=f"{scorecard['corpus']}: share of answers that contain the gold answer")
-    shown.add_column("question set")
+    shown = _plain_table(
+        f"{scorecard['corpus']}: share of answers with the right words "
+        "(global questions: F1; unanswerable: declined)"
+    )
+    shown.add_column("question set", no_wrap=True)
     shown.add_column("n", justify="right")
-    for system in systems:
-        shown.add_column(system, justify="right")
-    if control.get("n"):
-        shown.add_column("shuffled control", justify="right")
+    names = [*systems, *(["shuffled_control"] if control.get("n") else [])]
+    for name in names:
+        shown.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
     for name in _question_sets(scorecard):
         scores = [sets.get(name) or {} for sets in systems.values()]
         asked = max(score.get("n", 0) for score in scores)
         cells = [_score(name, score) for score in scores]
         if control.get("n") and name == "held_out_wording":
             cells.append(f"{control['contains']:.2f}")
-        shown.add_row(_heading(name), str(asked), *cells)
+        shown.add_row(name.replace("_", " "), str(asked), *cells)
     shown.add_section()
     for key, label, form in (
-        ("prompt_tokens", "prompt tokens an answer", ",.0f"),
-        ("seconds", "seconds an answer", ".3f"),
+        ("prompt_tokens", "prompt tokens", ",.0f"),
+        ("seconds", "seconds", ".2f"),
     ):
         shown.add_row(label, "", *(_mean(sets.values(), key, form) for sets in systems.values()))
     return shown
 
 
+def win_table(scorecard: Mapping[str, Any]) -> Table | None:
+    """How often the judge preferred the tuned model's answers to each other system's."""
+    from ragtuned_pipeline.evaluation.wins import OVERALL, SCOPES, seen_from
+
+    wins = {
+        (win.other, win.scope): win
+        for win in seen_from(scorecard["win_rates"], "tuned")
+        if win.dimension == OVERALL and win.rate is not None
+    }
+    if not wins:
+        return None
+    shown = _plain_table(
+        f"{scorecard['corpus']}: win rate of the tuned model, ties half "
+        f"(judge: {scorecard['judge']['identity']})"
+    )
+    shown.add_column("against", no_wrap=True)
+    for scope in SCOPES:
+        shown.add_column(f"{scope} questions", justify="right", no_wrap=True)
+    for other in dict.fromkeys(other for other, _ in wins):
+        cells = [wins.get((other, scope)) for scope in SCOPES]
+        shown.add_row(
+            other.replace("_", " "),
+            *(f"{w.rate:.2f} ({w.low:.2f}-{w.high:.2f})" if w else "-" for w in cells),
+        )
+    return shown
+
+
+def _plain_table(title: str) -> Table:
+    """A table narrow enough for a terminal of 80 columns."""
+    return Table(
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+
+
 def _question_sets(scorecard: Mapping[str, Any]) -> list[str]:
     present = {name for scores in scorecard["systems"].values() for name in scores}
     return [name for name in QUESTION_SETS if name in present]
-
-
-def _heading(question_set: str) -> str:
-    words = question_set.replace("_", " ")
-    measure = MEASURE_OF_SET[question_set]
-    return words if measure == "contains" else f"{words} ({measure})"
 
 
 def _score(question_set: str, score: Mapping[str, Any]) -> str:
@@ -209,6 +245,9 @@ def show_results(entry: Mapping[str, Any]) -> None:
     console = Console()
     if entry["scorecard"]:
         console.print(score_table(entry["scorecard"]))
+        wins = win_table(entry["scorecard"])
+        if wins is not None:
+            console.print(wins)
         for system, reason in entry["scorecard"]["skipped"].items():
             console.print(f"{system}: skipped. {reason}", highlight=False)
     console.print(f"report: {entry['report']}", soft_wrap=True, highlight=False)
