@@ -58,15 +58,13 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Read DIR, build its graph, synthesise, tune an adapter, evaluate and report."""
-    from ragtuned_pipeline.orchestration.teaching import teacher_model
+    from ragtuned_pipeline.orchestration.early_checks import check_early
     from ragtuned_pipeline.settings import load_settings
 
     place = _home(home)
     corpus = name or folder.resolve().name
     own = _overrides(set_ or [], profile)
-    settings = load_settings(place.folder, overrides=own)  # refused before anything is written
-    if settings.teacher.engine != "none":
-        teacher_model(settings)
+    check_early(load_settings(place.folder, overrides=own))  # before anything is written
     place.register(corpus, folder, gold, own)
     _run_and_show(place, corpus, None, as_json)
 
@@ -126,7 +124,10 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Ask the corpus's questions, score and judge every system and write the report."""
+    from ragtuned_pipeline.orchestration.early_checks import check_early
+
     place = _known(home, corpus)
+    check_early(place.settings(corpus))
     groups = ("ablation", "evaluation") if full else ("evaluation",)
     _run_and_show(place, corpus, groups, as_json)
 

@@ -36,6 +36,21 @@ def ragtuned(home: Path, *arguments: str, stdin: str = "") -> subprocess.Complet
         (["run", ".", "--name", "n", "--profile", "huge"], 2, "profile 'huge': choose one of"),
         (["run", ".", "--name", "n", "--gold", "none.csv"], 2, "none.csv: no such file"),
         (["run", ".", "--name", "n", "--profile", "api"], 2, "setting teacher.model"),
+        (
+            ["run", ".", "--name", "n", "--set", "judge.engine=teacher"],
+            2,
+            "setting judge.engine = teacher: there is no teacher",
+        ),
+        (
+            ["run", ".", "--name", "n", "--set", "ablation.variants=locl"],
+            2,
+            "setting ablation.variants: 'locl'",
+        ),
+        (
+            ["run", ".", "--name", "n", "--set", "evaluation.systems=tuned,bse"],
+            2,
+            "setting evaluation.systems: 'bse'",
+        ),
         (["plan", ".", "--profile", "api"], 2, "setting teacher.model"),
         (["plan", "no-such-folder"], 1, "no-such-folder"),
         (["status", "nobody"], 1, "no corpus 'nobody'"),
