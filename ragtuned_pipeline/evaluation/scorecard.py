@@ -27,7 +27,8 @@ MEASURE_OF_SET = dict.fromkeys(QUESTION_SETS, "contains") | {
     "unanswerable": "refused",
 }
 COSTS = ("prompt_tokens", "completion_tokens", "seconds", "calls", "money")
-# What an LLM's grade counts as; an answer that it gave no verdict on is left out, and counted.
+# What an LLM's grade counts as, where the corpus has an answer. An answer that it gave no verdict on
+# is left out, and counted.
 GRADES = {"correct": 1.0, "partly": 0.5, "incorrect": 0.0, "declined": 0.0}
 
 
@@ -50,6 +51,15 @@ class Scored:
     def quality(self) -> float:
         """The score that the query's set is read by, between 0 and 1."""
         return self.scores[MEASURE_OF_SET.get(self.query["question_set"], "contains")]
+
+    @property
+    def graded(self) -> float | None:
+        """What the grade counts as, between 0 and 1; None without one."""
+        if self.grade is None:
+            return None
+        if self.query["question_set"] == "unanswerable":
+            return float(self.grade == "declined")
+        return GRADES[self.grade]
 
 
 def score_each(
@@ -268,9 +278,9 @@ def summary(cells: Sequence[Scored], seed: int) -> dict[str, Any]:
         made[measure] = _rounded(values.mean())
         made[f"{measure}_interval"] = [_rounded(end) for end in interval(values, seed)]
     answered = [cell for cell in cells if not cell.missing]
-    grades = [cell.grade for cell in cells if cell.grade is not None]
+    grades = [cell.graded for cell in cells if cell.graded is not None]
     if grades:
-        values = np.array([GRADES[grade] for grade in grades])
+        values = np.array(grades)
         made["graded"] = _rounded(values.mean())
         made["graded_interval"] = [_rounded(end) for end in interval(values, seed)]
         made["ungraded"] = len(cells) - len(grades)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ragtuned_pipeline.evaluation.scorecard import score_each, scores_table, write_scorecard
+from ragtuned_pipeline.evaluation.scorecard import Scored, score_each, scores_table, write_scorecard
 from ragtuned_pipeline.tables import table
 from ragtuned_pipeline_tests.evaluation import world
 
@@ -88,6 +88,18 @@ def test_the_scores_table_holds_every_number_of_the_sets() -> None:
 def test_grades_count_partly_as_half_and_leave_out_what_has_no_verdict() -> None:
     held_out = world.scored()["systems"]["tuned"]["held_out_wording"]
     assert (held_out["graded"], held_out["ungraded"], held_out["n"]) == (0.666667, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("question_set", "grade", "value"),
+    [("gold_local", "declined", 0.0), ("unanswerable", "declined", 1.0)]
+    + [("unanswerable", "correct", 0.0), ("gold_local", None, None)],
+)
+def test_to_decline_is_right_only_where_there_is_no_answer(
+    question_set: str, grade: str | None, value: float | None
+) -> None:
+    cell = Scored({"question_set": question_set}, "tuned", "", False, {}, {}, grade)
+    assert cell.graded == value
 
 
 def test_a_corpus_without_questions_has_a_scorecard() -> None:
