@@ -1,16 +1,21 @@
-"""BM25 over short texts, and the words it counts."""
+"""The texts nearest to a question: by BM25 and the words it counts, or by embeddings."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 if TYPE_CHECKING:
     import bm25s
+
+Embed = Callable[[Sequence[str]], np.ndarray]  # texts to unit vectors, float32 of shape (n, d)
+# Questions, and how many texts for each at most, to the texts' places, best first.
+Nearest = Callable[[Sequence[str], int], list[list[int]]]
 
 _WORD = re.compile(r"\w+(?:'\w+)?")
 _STOP_WORDS = frozenset(
@@ -62,3 +67,46 @@ class Bm25Index:
         scores = np.asarray(self._index.get_scores(terms(question)))
         best = np.lexsort((np.arange(len(scores)), -scores))[:count]
         return [int(place) for place in best if scores[place] > 0]
+
+
+class VectorIndex:
+    """Finds the vectors nearest to another: an exact search by LanceDB, in memory."""
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        """Index `vectors`, unit vectors, float32 of shape (n, d).
+
+        Raises:
+            ValueError: there is no vector.
+        """
+        if not len(vectors):
+            raise ValueError("an index needs at least one vector")
+        import lancedb
+
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+        places = pa.array(np.arange(len(vectors)))
+        self._table: Any = lancedb.connect("memory://").create_table(
+            "vectors", pa.table({"place": places, "vector": column})
+        )
+
+    def nearest(self, vector: np.ndarray, count: int) -> list[int]:
+        """Return the places of the `count` vectors with the largest dot product with `vector`, best
+        first; the earlier one first where two are equal."""
+        search = self._table.search(vector).distance_type("dot").limit(count)
+        found = search.select(["place", "_distance"]).to_arrow()
+        ordered = found.sort_by([("_distance", "ascending"), ("place", "ascending")])
+        return [int(place) for place in ordered["place"].to_pylist()]
+
+
+def text_index(texts: Sequence[str], embed: Embed | None) -> Nearest:
+    """Index `texts`, none of them empty: by `embed` where there is one, else by their words.
+
+    By words, a question gets fewer texts where fewer share a word with it.
+
+    Raises:
+        ValueError: there is no text.
+    """
+    if embed is None:
+        words = Bm25Index(texts)
+        return lambda questions, count: [words.nearest(each, count) for each in questions]
+    vectors = VectorIndex(embed(texts))
+    return lambda questions, count: [vectors.nearest(each, count) for each in embed(questions)]

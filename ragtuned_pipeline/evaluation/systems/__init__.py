@@ -25,7 +25,7 @@ from ragtuned_pipeline.evaluation.systems.interface import (
 from ragtuned_pipeline.ids import content_id
 from ragtuned_pipeline.inference.teacher import price
 from ragtuned_pipeline.settings import SettingsError
-from ragtuned_pipeline.tables import table
+from ragtuned_pipeline.tables import Failure, table
 
 SYSTEMS: Mapping[str, SystemSpec] = {
     "tuned": SystemSpec(tuned.prepare, uses_adapter=True),
@@ -41,7 +41,7 @@ __all__ = ["SYSTEMS", "Answered", "Setup", "SkippedSystem", "answer_all"]
 
 
 def answer_all(name: str, queries: pa.Table, setup: Setup) -> Answered | SkippedSystem:
-    """Return the answers table of the system `name` to all `queries`, in their order.
+    """Return the answers of the system `name` to all `queries`, in their order.
 
     Raises:
         SettingsError: there is no system of that name.
@@ -53,6 +53,7 @@ def answer_all(name: str, queries: pa.Table, setup: Setup) -> Answered | Skipped
     prepared = SYSTEMS[name].prepare(setup)
     if isinstance(prepared, SkippedSystem):
         return prepared
+    query_ids = queries.column("id").to_pylist()
     answers = prepared.answer(queries.column("question").to_pylist())
     rows = [
         {
@@ -67,6 +68,14 @@ def answer_all(name: str, queries: pa.Table, setup: Setup) -> Answered | Skipped
             "calls": answer.calls,
             "money": price(setup.settings, answer.prompt_tokens, answer.completion_tokens),
         }
-        for query_id, answer in zip(queries.column("id").to_pylist(), answers, strict=True)
+        for query_id, answer in zip(query_ids, answers, strict=True)
     ]
-    return Answered(table("answers", rows), prepared.description)
+    failures = tuple(
+        Failure(f"answers_{name}", query_id, fault)
+        for query_id, answer in zip(query_ids, answers, strict=True)
+        for fault in answer.faults
+    )
+    description = prepared.description
+    if failures:
+        description += f"; {len(failures):,} failures on the way"
+    return Answered(table("answers", rows), description, failures)

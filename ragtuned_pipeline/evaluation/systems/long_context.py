@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+
+import numpy as np
 
 from ragtuned_pipeline.evaluation.systems.interface import (
+    RESERVED_TOKENS,
     Answer,
     Answerer,
     Setup,
@@ -15,28 +16,39 @@ from ragtuned_pipeline.evaluation.systems.interface import (
     replies,
     with_texts,
 )
-from ragtuned_pipeline.inference.base_models import load_fast_tokenizer, resolve
+from ragtuned_pipeline.evaluation.tokens import Tokens, context_tokens
 from ragtuned_pipeline.inference.engine import ChatEngine
-
-# For the question, the chat template and the instruction around the corpus.
-RESERVED_TOKENS = 256
 
 
 def prepare(setup: Setup) -> Answerer | SkippedSystem:
     """Return the base model with the whole corpus, or the reason why that is not possible.
 
-    The corpus is never cut to fit: half a corpus would be another system under the same name.
+    The corpus is cut to fit only where evaluation.truncate_long_context says so: part of a corpus
+    is another system under the same name.
     """
+    titles, texts = (setup.documents.column(name).to_pylist() for name in ("title", "text"))
+    whole = [f"{title}\n{text}" for title, text in zip(titles, texts, strict=True)]
+    ids = tuple(setup.documents.column("id").to_pylist())
+    tokens = Tokens(setup.base_model)
+    counts = tokens.count(whole)
+    needed, room = int(counts.sum()), setup.room
+    fit = _fit(setup, needed)
     if not setup.follows_instructions:
         return SkippedSystem(
             "The embedded base model has never been taught to read a text and answer from it; "
-            + _fit(setup)[1]
+            + fit
         )
-    fits, sentence = _fit(setup)
-    if not fits:
-        return SkippedSystem(sentence[0].upper() + sentence[1:])
+    description = "the base model with the whole corpus in its prompt"
+    if needed > room:
+        if not setup.settings.truncate_long_context or room <= 0:
+            return SkippedSystem(fit[0].upper() + fit[1:])
+        whole = _truncated(whole, counts, room, tokens)
+        description = (
+            f"the base model with the first {room:,} of the corpus's {needed:,} tokens in its "
+            "prompt, as many as its context holds"
+        )
     engine = setup.load_engine(setup.base_model, None, 1)
-    return LongContext("the base model with the whole corpus in its prompt", setup, engine)
+    return LongContext(description, setup, engine, whole, ids[: len(whole)])
 
 
 @dataclass(frozen=True)
@@ -46,39 +58,31 @@ class LongContext:
     description: str
     setup: Setup
     engine: ChatEngine
+    texts: Sequence[str]
+    ids: tuple[str, ...]
 
     def answer(self, questions: Sequence[str]) -> list[Answer]:
-        texts, ids = _texts(self.setup), tuple(self.setup.documents.column("id").to_pylist())
-        return replies(
-            self.engine,
-            [self.setup.conversation(with_texts(question, texts)) for question in questions],
-            self.setup.settings.max_answer_tokens,
-            [ids] * len(questions),
-        )
+        return [answer for question in questions for answer in self._answer(question)]
+
+    def _answer(self, question: str) -> list[Answer]:
+        # One at a time: all prompts at once are as many copies of the corpus.
+        asked = self.setup.conversation(with_texts(question, self.texts))
+        return replies(self.engine, [asked], self.setup.settings.max_answer_tokens, [self.ids])
 
 
-def _fit(setup: Setup) -> tuple[bool, str]:
-    tokenizer = load_fast_tokenizer(setup.base_model)
-    encoded = tokenizer.encode_batch_fast(_texts(setup), add_special_tokens=False)
-    needed = sum(map(len, encoded)) + RESERVED_TOKENS + setup.settings.max_answer_tokens
+def _fit(setup: Setup, corpus_tokens: int) -> str:
+    needed = corpus_tokens + RESERVED_TOKENS + setup.settings.max_answer_tokens
     holds = context_tokens(setup.base_model)
     verb = "fits" if needed <= holds else "does not fit"
-    return needed <= holds, (
+    return (
         f"the corpus with a question and its answer takes {needed:,} tokens and {verb} "
         f"into the base model's context of {holds:,} tokens."
     )
 
 
-def _texts(setup: Setup) -> list[str]:
-    titles, texts = (setup.documents.column(name).to_pylist() for name in ("title", "text"))
-    return [f"{title}\n{text}" for title, text in zip(titles, texts, strict=True)]
-
-
-def context_tokens(base_model: str) -> int:
-    """Return how many tokens the base model takes at most, prompt and answer together."""
-    file = Path(resolve(base_model)) / "config.json"
-    if file.is_file():  # a folder's own config: transformers takes seconds to load
-        return int(json.loads(file.read_text(encoding="utf-8"))["max_position_embeddings"])
-    from transformers import AutoConfig
-
-    return int(AutoConfig.from_pretrained(base_model).max_position_embeddings)
+def _truncated(texts: Sequence[str], counts: np.ndarray, room: int, tokens: Tokens) -> list[str]:
+    """Return the first `room` tokens of the texts together."""
+    ends = np.cumsum(counts)
+    whole = int(np.searchsorted(ends, room, side="right"))
+    left = room - int(ends[whole - 1] if whole else 0)
+    return [*texts[:whole], *([tokens.cut(texts[whole], left)] if left else [])]
