@@ -133,7 +133,7 @@ DISTINCT = " ".join(f"{a}{b}" for a in "abcdefghij" for b in "klmnopqr")  # eigh
         # Nine runs of four words, four of them different.
         ("one mill two mill. " * 3, 1 / (1 + 5 / 10)),
         (f"{DISTINCT}.", 40 / 80),
-        (f"{DISTINCT[:120]}. {DISTINCT[120:]}.", 1.0),
+        (f"{DISTINCT[:119]}. {DISTINCT[120:]}.", 1.0),
     ],
 )
 def test_friendliness_by_hand(answer: str, expected: float) -> None:
