@@ -4,9 +4,11 @@ Each pair was judged in both orders. A system has won a (query, dimension) where
 both; where the orders disagree, the judge went by the place of an answer, and the result is a tie.
 
 All intervals are percentile bootstraps over queries (2000 resamples, seeded), so that rows of one
-query, which are alike, are never taken for independent ones. To the queries two are added that are
-won in whole and two that are lost, of mean size, as Agresti & Coull (1998, The American
-Statistician 52, 119) do for a share: without them 125 wins of 125 would claim certainty.
+query, which are alike, are never taken for independent ones. One query of mean size is added that
+is lost in whole where the lower limit is looked for, and won where the upper one is, as in the
+exact interval of a share (Clopper & Pearson 1934, Biometrika 26, 404): without it 125 wins of 125
+would claim certainty. Four added queries at once, after Agresti & Coull (1998), draw both limits
+inwards: 2 wins of 125 would then exclude a true rate of 0.5 %.
 """
 
 from __future__ import annotations
@@ -28,7 +30,6 @@ SCOPES = ("local", "global")
 
 _VERDICTS = ("b", "tie", "a")  # worth 0, a half and 1 to system_a
 _RESAMPLES = 2000
-_PSEUDO = np.array((0.0, 0.0, 1.0, 1.0))
 _BINS = 4  # of differences in length, on either side
 
 
@@ -64,7 +65,7 @@ def win_rates(judgements: pa.Table, queries: pa.Table, seed: int) -> pa.Table:
     order = np.argsort(groups, kind="stable")
     found, starts = np.unique(groups[order], return_index=True)
     rows = []
-    for group, members in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
+    for group, members in zip(found.tolist(), np.split(order, starts)[1:], strict=True):
         system_a, system_b = items.pairs[group % pairs]
         named = {
             "scope": SCOPES[group // pairs // len(dimensions)],
@@ -321,17 +322,26 @@ def _share(
     totals = np.bincount(query, weights=values)[sizes > 0]
     sizes = sizes[sizes > 0]
     share = float(totals.sum() / sizes.sum())
-    mean = sizes.mean()
-    # A resample is a multinomial count over the distinct queries, which are few whatever n.
+    draw = np.random.default_rng(seed)
+    return share, (
+        float(np.quantile(_resampled(totals, sizes, 0.0, draw), 0.025)),
+        float(np.quantile(_resampled(totals, sizes, 1.0, draw), 0.975)),
+    )
+
+
+def _resampled(
+    totals: np.ndarray, sizes: np.ndarray, added: float, draw: np.random.Generator
+) -> np.ndarray:
+    """Return the means of resamples; `added` is the mean of the query that is added."""
+    size = sizes.mean()
+    # A resample is a multinomial count over the distinct queries, which are few whatever n. Each
+    # is one complex number: total + size i.
     distinct, counts = np.unique(
-        np.concatenate([totals + 1j * sizes, mean * (_PSEUDO + 1j)]).round(6), return_counts=True
+        np.append(totals + 1j * sizes, size * (added + 1j)).round(6), return_counts=True
     )
-    drawn = np.random.default_rng(seed).multinomial(
-        counts.sum(), counts / counts.sum(), size=_RESAMPLES
-    )
-    shares = (drawn @ distinct.real) / (drawn @ distinct.imag)
-    low, high = np.quantile(shares, (0.025, 0.975))
-    return share, (float(low), float(high))
+    drawn = draw.multinomial(counts.sum(), counts / counts.sum(), size=_RESAMPLES)
+    means: np.ndarray = (drawn @ distinct.real) / (drawn @ distinct.imag)
+    return means
 
 
 @dataclass(frozen=True)
