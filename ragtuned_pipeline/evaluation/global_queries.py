@@ -81,7 +81,7 @@ def template_questions(names: EntityNames, wanted: int) -> tuple[list[Asked], li
         return [], []
     asked: dict[tuple[str, str], list[str]] = {}
     failures: list[Failure] = []
-    for persona, task, questions in _in_turns(_templates()):
+    for persona, task, questions in _in_turns(question_templates()):
         named = [names.first_in(question) for question in questions]
         good = [q for q, name in zip(questions, named, strict=True) if name is None]
         asked[persona, task] = good
@@ -94,8 +94,8 @@ def template_questions(names: EntityNames, wanted: int) -> tuple[list[Asked], li
     return chosen, failures + short
 
 
-def _templates() -> dict[str, list[tuple[str, list[str]]]]:
-    """Return persona -> (task, its questions), as they stand in the file."""
+def question_templates() -> dict[str, list[tuple[str, list[str]]]]:
+    """Return persona -> (task, its questions), as they stand in global_questions.txt."""
     found: dict[str, list[tuple[str, list[str]]]] = {}
     for line in (_FILES / "global_questions.txt").read_text(encoding="utf-8").splitlines():
         mark, _, text = line.partition(" ")

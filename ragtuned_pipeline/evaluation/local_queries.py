@@ -176,8 +176,8 @@ def _call(sample: Sample, samples: Samples) -> Call[EvaluationQuestion]:
 def _fault(sample: Sample, samples: Samples, reply: EvaluationQuestion) -> str | None:
     """Return why the reply cannot be used, or None.
 
-    An answer counts as stated where all of its words stand in the text units, or where it is the
-    name of one of the entities in question.
+    An answer counts as stated where it stands in a text unit as it is, where all of its words
+    stand in the quoted evidence, or where it is the name of one of the entities in question.
     """
     if reply.decline:
         return None
@@ -196,7 +196,7 @@ def _fault(sample: Sample, samples: Samples, reply: EvaluationQuestion) -> str |
     return (
         _fault_of_names(sample, samples, question, answer)
         or _fault_of_evidence(reply, texts)
-        or _fault_of_answer(answer, texts, samples.names(*sample.entities))
+        or _fault_of_answer(reply, texts, samples.names(*sample.entities))
     )
 
 
@@ -240,9 +240,17 @@ def _fault_of_evidence(reply: EvaluationQuestion, texts: list[str]) -> str | Non
     return None
 
 
-def _fault_of_answer(answer: str, texts: list[str], names: frozenset[str]) -> str | None:
-    if normalised(answer) in {normalised(name) for name in names}:
+def _fault_of_answer(
+    reply: EvaluationQuestion, texts: list[str], names: frozenset[str]
+) -> str | None:
+    answer = normalised(reply.answer)
+    if answer in set(map(normalised, names)):
         return None
-    known = set(tokens(" ".join(texts)))
-    unknown = [word for word in tokens(answer) if word not in known]
+    if any(f" {answer} " in f" {normalised(text)} " for text in texts):
+        return None
+    quoted = " ".join(reply.evidence)
+    # As they are written, or with numbers brought to one spelling: "forty-two", "42".
+    if set(answer.split()) <= set(normalised(quoted).split()):
+        return None
+    unknown = [word for word in tokens(reply.answer) if word not in tokens(quoted)]
     return f"the evidence does not hold {unknown[0]!r} of the answer" if unknown else None
