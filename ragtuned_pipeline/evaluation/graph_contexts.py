@@ -210,8 +210,8 @@ def report_batches(
     """Return global search's batches of reports: shuffled by `seed`, each of at most `max_tokens`.
 
     The reports are those that report on any entity at `level`. Within a batch they are sorted by
-    occurrence weight (the text units of a community's entities, as a share of the most that any
-    community has), then by rank.
+    occurrence weight (the text units of a community's entities, as a share of the most that any of
+    these communities has), then by rank.
 
     Args:
         tables: text_units, entities, communities and community_reports.
