@@ -1,38 +1,28 @@
-"""The report: one HTML page that holds everything it shows and asks the network for nothing."""
+"""The report on one corpus: one HTML page that holds everything it shows."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from ragtuned_pipeline.evaluation import findings, plots
+from ragtuned_pipeline.evaluation import findings, trust, wins
+from ragtuned_pipeline.evaluation import report_sections as sections
+from ragtuned_pipeline.evaluation.case_sources import CaseSources
 from ragtuned_pipeline.evaluation.cases import choose_cases, is_right
+from ragtuned_pipeline.evaluation.page import picture_address, render_page, sentence_case
 from ragtuned_pipeline.evaluation.queries import QUESTION_SETS
+from ragtuned_pipeline.evaluation.report_sections import LossCurve
 from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET, score_each, write_text
+from ragtuned_pipeline.settings import EMBEDDED_MODEL
 
-TEMPLATES = Path(__file__).parent / "templates"
 MAX_FAILURES = 200  # rows shown; all are in the failures tables
 
-_MEASURE_LABELS = {"contains": "right words", "f1": "F1", "refused": "declined"}
-_SCATTER_SETS = ("held_out_wording", "gold_local")
-_LISTED_STYLES = ("tuned", "base", "vanilla_rag", "long_context")
-
-
-@dataclass(frozen=True)
-class LossCurve:
-    """One training: (step, loss) points on its rows and on held-out wordings (may be empty)."""
-
-    name: str
-    losses: Sequence[tuple[int, float]]
-    held_out_losses: Sequence[tuple[int, float]]
+__all__ = ["LossCurve", "ReportInputs", "render", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +32,7 @@ class ReportInputs:
     Args:
         scorecard: of scorecard.score.
         queries, answers: the tables behind it.
+        judgements, grades: the judge's and the grader's, empty where none was asked.
         documents, training_rows: what the cases point back to.
         coverage: one row a sentence of the corpus.
         failures: of all stages, one table.
@@ -53,6 +44,8 @@ class ReportInputs:
     scorecard: Mapping[str, Any]
     queries: pa.Table
     answers: pa.Table
+    judgements: pa.Table
+    grades: pa.Table
     documents: pa.Table
     training_rows: pa.Table
     coverage: pa.Table
@@ -63,57 +56,54 @@ class ReportInputs:
 
 
 def render(inputs: ReportInputs) -> str:
-    """Return the page. Names, questions and answers come from documents nobody has vetted, so all
-    text is escaped and the page's own script is the only one its policy lets run."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": findings.percent,
-        "label": findings.label,
-        "style": _style,
-        "figure": _figure,
-    }
-    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    """Return the page."""
     card = inputs.scorecard
-    groups = choose_cases(
-        score_each(inputs.queries, inputs.answers), inputs.documents, inputs.training_rows
-    )
     about = findings.headline_set(card)
-    return environment.get_template("report.html.j2").render(
+    remarks = trust.judge_remarks(card["judge"])
+    return render_page(
+        "report.html.j2",
         card=card,
         headline=findings.headline(card),
-        basis=_capital(findings.basis(card, about)) if about else "",
-        sentences=_sentences(card),
+        basis=f"{sentence_case(findings.basis(card, about))}." if about else "",
+        sentences=_sentences(card, remarks),
+        verdicts=findings.verdicts(card),
         control_sentence=findings.control_sentence(card),
         sets=[name for name in QUESTION_SETS if any(name in s for s in card["systems"].values())],
-        set_labels=findings.SET_LABELS,
         measures=MEASURE_OF_SET,
-        measure_labels=_MEASURE_LABELS,
-        systems=_ordered(card["systems"]),
-        bar_plots=_bar_plots(card),
-        cost_plots=_cost_plots(card),
-        loss_plot=_loss_plot(inputs.curves),
+        systems=findings.ordered(card["systems"]),
+        shown_costs=_shown_costs(card),
+        has_grades=any("graded" in s for sets in card["systems"].values() for s in sets.values()),
+        score_plots=sections.score_plots(card),
+        cost_plots=sections.cost_plots(card),
+        win_views=sections.win_views(card),
+        matrices=sections.matrices(card),
+        scope_labels=wins.SCOPE_LABELS,
+        dimension_label=wins.dimension_label,
+        judge_remarks=remarks,
+        judge_doubted=any(remark.doubt for remark in remarks),
+        judge_asked=card["judge"].get("engine", "none") != "none",
+        length_plot=sections.length_plot(card["judge"]),
+        ablation=sections.ablation_view(card["ablation"]),
+        variant_label=sections.variant_label,
+        ability_remarks=trust.ability_remarks(card["general_ability"]),
+        doubts=trust.doubts(card),
+        loss_plot=sections.loss_plot(inputs.curves),
         curves=inputs.curves,
-        coverage_rows=_coverage_rows(inputs.coverage),
+        coverage_rows=sections.coverage_rows(inputs.coverage),
         failures=inputs.failures.slice(0, MAX_FAILURES).to_pylist(),
         failures_total=inputs.failures.num_rows,
         failures_by_stage=dict(sorted(Counter(inputs.failures["stage"].to_pylist()).items())),
-        groups=groups,
+        groups=choose_cases(
+            score_each(inputs.queries, inputs.answers, inputs.grades),
+            CaseSources(inputs.documents, inputs.training_rows),
+            inputs.judgements,
+            inputs.grades,
+        ),
         is_right=is_right,
-        embedded=inputs.settings.get("tuning", {}).get("base_model") == "embedded",
+        embedded=inputs.settings.get("tuning", {}).get("base_model") == EMBEDDED_MODEL,
         settings=inputs.settings,
-        graph=_data_address(inputs.graph_svg) if inputs.graph_svg else None,
-        css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=_content_policy_hash(script),
+        seeds={name: each["seed"] for name, each in inputs.settings.items() if "seed" in each},
+        graph=picture_address(inputs.graph_svg) if inputs.graph_svg else None,
     )
 
 
@@ -122,117 +112,39 @@ def write_report(inputs: ReportInputs, path: Path) -> None:
     write_text(render(inputs), path)
 
 
-def _sentences(card: Mapping[str, Any]) -> list[str]:
-    """What follows the headline: the sets it does not speak of, and the verdicts."""
+def _sentences(card: Mapping[str, Any], remarks: Sequence[trust.Remark]) -> list[str]:
+    """What follows the headline: the sets it does not speak of, and what the judge says."""
     tuned = card["systems"].get("tuned", {})
     told = [
         f"{findings.sentence(card, name)[:-1]} ({findings.basis(card, name)})."
-        for name in ("new_wording", "gold_local")
+        for name in ("new_wording", "gold_local", "generated_local")
         if name in tuned and name != findings.headline_set(card)
     ]
-    return told + findings.verdicts(card)
-
-
-def _capital(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
-
-
-def _ordered(systems: Mapping[str, Any]) -> list[str]:
-    listed = [name for name in _LISTED_STYLES if name in systems]
-    return listed + sorted(set(systems) - set(listed))
-
-
-def _style(system: str) -> str:
-    """The class that gives a system its colour: the same wherever it is shown."""
-    if system in _LISTED_STYLES:
-        return f"s-{_LISTED_STYLES.index(system)}"
-    return f"s-{len(_LISTED_STYLES) + int(hashlib.blake2b(system.encode()).hexdigest(), 16) % 4}"
-
-
-def _figure(value: float) -> str:
-    """A mean as a reader wants it: three significant digits, no exponent."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if value >= 0.001 or value == 0 else f"{value:.5f}"
-
-
-def _bar_plots(card: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
-    """(question set, measure, plot) for every set that was asked."""
-    from markupsafe import Markup
-
-    found = []
-    for name in QUESTION_SETS:
-        measure = MEASURE_OF_SET[name]
-        rows = []
-        for system in _ordered(card["systems"]):
-            if name in card["systems"][system]:
-                summary = card["systems"][system][name]
-                low, high = summary[f"{measure}_interval"]
-                label = findings.label(system)
-                rows.append(plots.Bar(label, summary[measure], low, high, _style(system)))
-        if rows:
-            title = f"{_MEASURE_LABELS[measure]}, {findings.SET_LABELS[name]}, by system"
-            found.append((name, measure, Markup(plots.bars(rows, title))))
-    return found
-
-
-def _cost_plots(card: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """(caption, plot): quality against what an answer costs."""
-    from markupsafe import Markup
-
-    found = []
-    for name in _SCATTER_SETS:
-        asked = [s for s in _ordered(card["systems"]) if name in card["systems"][s]]
-        for cost, x_label in (
-            ("prompt_tokens", "prompt tokens an answer, by powers of ten"),
-            ("seconds", "seconds an answer, by powers of ten"),
-        ):
-            if asked:
-                marks = [
-                    plots.Mark(
-                        findings.label(system),
-                        card["systems"][system][name][cost],
-                        card["systems"][system][name][MEASURE_OF_SET[name]],
-                        _style(system),
-                    )
-                    for system in asked
-                ]
-                title = f"{findings.SET_LABELS[name]}: right words (%) against {x_label}"
-                caption = f"{findings.SET_LABELS[name]}: right words, %"
-                found.append((caption, Markup(plots.plane(marks, title, x_label))))
-    return found
-
-
-def _loss_plot(curves: Sequence[LossCurve]) -> Any:
-    from markupsafe import Markup
-
-    drawn = [
-        plots.Line(f"{curve.name}, {kind}", points, f"l-{place}-{kind.replace(' ', '-')}")
-        for place, curve in enumerate(curves)
-        for kind, points in (("rows", curve.losses), ("held out", curve.held_out_losses))
-        if points
+    compared = [wins.win_sentence(card, scope) for scope in wins.SCOPES]
+    told += [sentence for sentence in compared if sentence]
+    if any(compared):
+        doubtful = sum(remark.doubt for remark in remarks)
+        told.append(
+            f"Of the checks on the judge, {doubtful} speak{'s' if doubtful == 1 else ''} against "
+            "trusting its win rates."
+            if doubtful
+            else "None of the checks on the judge speaks against its win rates."
+        )
+    worse = [
+        remark.text for remark in trust.ability_remarks(card["general_ability"]) if remark.doubt
     ]
-    if not drawn:
-        return None
-    return Markup(plots.lines(drawn, "Loss by training step", "training step", "loss"))
+    if worse:
+        told.append(f"Tuning made the model forget. {' '.join(map(sentence_case, worse))}")
+    return told
 
 
-def _coverage_rows(coverage: pa.Table) -> list[tuple[str, int, str]]:
-    """(reason, sentences, an example) for what no training answer holds, most frequent first."""
-    missed = coverage.filter(~pc.field("covered")).select(["reason", "sentence"]).to_pylist()
-    by_reason: dict[str, list[str]] = defaultdict(list)
-    for row in missed:
-        by_reason[row["reason"] or "no reason given"].append(row["sentence"])
-    return sorted(
-        ((reason, len(found), found[0]) for reason, found in by_reason.items()),
-        key=lambda row: (-row[1], row[0]),
-    )
-
-
-def _data_address(svg: str) -> str:
-    """The picture as an image of its own: an image's scripts never run."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-
-
-def _content_policy_hash(script: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+def _shown_costs(card: Mapping[str, Any]) -> dict[str, str]:
+    """Cost -> its column's head; calls and money only where they tell systems apart."""
+    summaries = [summary for sets in card["systems"].values() for summary in sets.values()]
+    shown = {"prompt_tokens": "Prompt tokens", "completion_tokens": "Answer tokens"}
+    if any(summary.get("calls", 1) != 1 for summary in summaries):
+        shown["calls"] = "Calls"
+    shown["seconds"] = "Seconds"
+    if any(summary.get("money") for summary in summaries):
+        shown["money"] = "Money"
+    return shown

@@ -1,6 +1,7 @@
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from ragtuned_pipeline.evaluation import findings, plots
 from ragtuned_pipeline.evaluation.report import LossCurve, ReportInputs, render, write_report
 from ragtuned_pipeline.settings import Settings
 from ragtuned_pipeline.tables import Failure, failures_table, table
-from ragtuned_pipeline_tests.evaluation import world
+from ragtuned_pipeline_tests.evaluation import showcase, world
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 SECTIONS = re.findall(
     r"\w+",
-    "scores table cost cases control training coverage graph failures method limits versions",
+    "scores table wins judge ablation ability cost cases control training coverage graph failures "
+    "method limits versions",
 )
 
 
@@ -56,6 +58,8 @@ def inputs(**changes: Any) -> ReportInputs:
         "scorecard": world.scored(),
         "queries": queries,
         "answers": answers,
+        "judgements": table("judgements", []),
+        "grades": world.grades(queries),
         "documents": world.documents(),
         "training_rows": world.training_rows(pairs),
         "coverage": world.coverage(),
@@ -113,23 +117,69 @@ def test_everything_from_documents_is_escaped() -> None:
         versions={EVIL: EVIL},
     )
     # Without long answers the evidence comes from the documents.
-    without = [row | {"long_answer": None} for row in queries.to_pylist()]
+    without = [row | {"long_answer": None, "evidence": None} for row in queries.to_pylist()]
     poisoned: list[dict[str, Any]] = [
         {"scorecard": card},
-        {"queries": _poison(queries, "question", "reference_answer", "long_answer", "kind")},
+        {"queries": _poison(queries, "question", "reference_answer", "evidence", "kind")},
         {"answers": _poison(answers, "answer")},
         {"documents": _poison(plain.documents, "text"), "queries": table("queries", without)},
         {"training_rows": _poison(world.training_rows(pairs), "prompt", "completion")},
         {"coverage": _poison(plain.coverage, "sentence", "reason")},
         {"failures": failures_table([Failure(EVIL, EVIL, EVIL)])},
         {"curves": [LossCurve(EVIL, [(1, 1.0)], [(1, 1.0)])]},
+        {"grades": _poison(world.grades(queries), "reason")},
     ]
     for changes in poisoned:
         html = render(inputs(**changes))
-        page = Page(html)
-        assert len(page.scripts) == 1, changes.keys()
-        assert not [a for _, a in page.tags if "onerror" in a], changes.keys()
+        _assert_escaped(html)
         assert "alert(&#34;x&#34;)" in html, changes.keys()
+
+
+def test_everything_that_models_and_settings_say_is_escaped() -> None:
+    full = showcase.inputs()
+    card = full.scorecard
+    evil = {
+        name: EVIL.replace('"x"', f'"{name}"')
+        for name in [
+            "judge",
+            "setting",
+            "dimension",
+            "system",
+            "variant",
+            "why",
+            "suite",
+            "measure",
+            "teacher",
+        ]
+    }
+    rates = card["win_rates"]
+    variant = showcase.ABLATION["variants"]["both"]
+    suite = showcase.ABILITY["plain_english"]
+    changes = {
+        "judge": card["judge"] | {"identity": evil["judge"], "settings": {"a": evil["setting"]}},
+        "win_rates": rates
+        + [row | {"dimension": evil["dimension"]} for row in rates]
+        + [row | {"system_a": evil["system"]} for row in rates],
+        "ablation": {
+            "variants": {evil["variant"]: variant, "both": variant},
+            "skipped": {"no_replay": evil["why"]},
+        },
+        "general_ability": {evil["suite"]: suite | {"measure": evil["measure"]}},
+        "teacher": showcase.TEACHER | {"model": evil["teacher"]},
+    }
+    poisoned = replace(
+        full, scorecard={**card, **changes}, judgements=_poison(full.judgements, "reason")
+    )
+    html = render(poisoned)
+    _assert_escaped(html)
+    for name in ("x", *evil):
+        assert f"alert(&#34;{name}&#34;)" in html, name
+
+
+def _assert_escaped(html: str) -> None:
+    page = Page(html)
+    assert len(page.scripts) == 1
+    assert not [attributes for _, attributes in page.tags if "onerror" in attributes]
 
 
 def _poison(data: pa.Table, *columns: str) -> pa.Table:
@@ -147,6 +197,7 @@ def test_numbers_and_reasons_are_on_the_page() -> None:
     html = render(inputs())
     for text in (
         "The corpus does not fit.",
+        "as the reference says",
         "bad.bin",
         "binary file, left out",
         "held out as a fact",
@@ -154,7 +205,7 @@ def test_numbers_and_reasons_are_on_the_page() -> None:
         "tuning.time_budget_minutes",
         "5 of 6",
         "1.200 at the end",
-        "a training row",
+        "a training row of this fact",
     ):
         assert text in html, text
 
@@ -162,13 +213,19 @@ def test_numbers_and_reasons_are_on_the_page() -> None:
 def test_a_bare_run_still_has_a_page() -> None:
     nothing, nobody = table("queries", []), table("answers", [])
     card = world.scored(
-        queries=nothing, answers=nobody, control_queries=nothing, control_answers=nobody
+        queries=nothing,
+        answers=nobody,
+        control_queries=nothing,
+        control_answers=nobody,
+        win_rates=table("win_rates", []),
+        judge={},
     )
     html = render(
         inputs(
             scorecard=card,
             queries=nothing,
             answers=nobody,
+            grades=table("grades", []),
             failures=failures_table([]),
             curves=[],
             coverage=table("coverage", []),
@@ -183,6 +240,9 @@ def test_a_bare_run_still_has_a_page() -> None:
         "No picture of the graph was made",
         "every item of every stage was processed",
         "There was no shuffled control",
+        "No two answers were compared. No judge was asked",
+        "No adapter was tuned on a part of the rows",
+        "nothing here says what tuning made the model forget",
     ):
         assert text in html, text
 
@@ -190,8 +250,17 @@ def test_a_bare_run_still_has_a_page() -> None:
 def test_the_headline_is_computed() -> None:
     assert findings.headline(world.scored()) == (
         "Asked about facts it was tuned on, in wordings it has not seen, the tuned model gives the "
-        "right words in 75 % of its answers, against 0 % for the base model and 100 % for "
-        "VanillaRAG."
+        "right words in 75\u00a0% of its answers, against 0\u00a0% for the base model and "
+        "100\u00a0% for VanillaRAG."
+    )
+
+
+def test_a_headline_on_many_systems_names_the_base_and_the_range() -> None:
+    shares = {"tuned": 0.5, "base": 0.1, "tuned_rag": 0.9, "long_context": 0.4, "vanilla_rag": 0.7}
+    sets = {name: {"held_out_wording": {"contains": share}} for name, share in shares.items()}
+    assert findings.headline({"systems": sets}).endswith(
+        "in 50\u00a0% of its answers, against 10\u00a0% for the base model and 40\u00a0% "
+        "(long context) to 90\u00a0% (tuned + retrieval) for the 3 others."
     )
 
 
@@ -231,6 +300,8 @@ def test_plots_escape_and_stay_inside_their_frame() -> None:
     marks = [plots.Mark(EVIL, 0, 0.5, "s-0"), plots.Mark("b", 31000, 1, "s-1")]
     drawn = (
         plots.bars(rows, EVIL),
+        plots.bars(rows, EVIL, 0.5),
+        plots.groups([(EVIL, rows), ("global", rows)], EVIL),
         plots.lines(curves, EVIL, EVIL, EVIL),
         plots.plane(marks, EVIL, EVIL),
     )
@@ -248,3 +319,51 @@ def test_ticks_are_few_and_reach_the_top(most: float) -> None:
     assert ticks[0] == 0
     assert ticks[-1] >= most
     assert 2 <= len(ticks) <= 6
+
+
+def test_bars_around_one_half_begin_there() -> None:
+    rows = [plots.Bar("wins", 0.8, 0.7, 0.9, "s-0"), plots.Bar("loses", 0.2, None, None, "s-1")]
+    svg = plots.bars(rows, "win rates", 0.5)
+    [axis] = re.findall(r'class="axis" x1="([\d.]+)"', svg)
+    (win_x, _), (loss_x, loss_width) = re.findall(
+        r'<rect[^>]* x="([\d.]+)"[^>]*width="([\d.]+)"', svg
+    )
+    assert win_x == axis
+    assert float(loss_x) + float(loss_width) == pytest.approx(float(axis), abs=0.11)
+    assert svg.count('class="whisker"') == 1
+
+
+def test_groups_scale_to_the_highest_whisker() -> None:
+    bars = [
+        plots.Bar("local", 0.2, 0.1, 0.3, "v-local"),
+        plots.Bar("both", 0.0, 0.0, 0.1, "v-both"),
+    ]
+    svg = plots.groups([("local queries", bars), ("global queries", bars)], "Fig. 3")
+    ticks = re.findall(r'text-anchor="end">([\d.]+)<', svg)
+    assert ticks[0] == "0"
+    assert 30 <= float(ticks[-1]) < 50
+    assert svg.count("<rect") == 4
+    assert "local queries" in svg
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.04, 0.3])
+def test_labels_in_the_plane_cover_neither_each_other_nor_a_mark(spread: float) -> None:
+    labels = list(findings.SYSTEM_LABELS.values())
+    marks = [
+        plots.Mark(label, 10 ** (1 + 8 * spread * place / 6), 0.5 + spread * place / 6, "s-0")
+        for place, label in enumerate(labels)
+    ]
+    svg = plots.plane(marks, "cost", "tokens")
+    texts = re.findall(
+        r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(start|end)">([^<]+)</text>', svg
+    )
+    assert {label for *_, label in texts} == set(labels)
+    boxes = []
+    for x, y, anchor, label in texts:
+        width = 6 * len(label)
+        left = float(x) - (width if anchor == "end" else 0)
+        assert 0 <= left <= plots.WIDTH - width
+        boxes.append((left, left + width, float(y)))
+    for place, (left, right, y) in enumerate(boxes):
+        for other_left, other_right, other_y in boxes[:place]:
+            assert right <= other_left or other_right <= left or abs(y - other_y) >= 11
