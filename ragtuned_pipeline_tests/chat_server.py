@@ -367,7 +367,7 @@ def completion(
 def _embeddings(request: dict[str, Any]) -> dict[str, Any]:
     texts = [request["input"]] if isinstance(request["input"], str) else request["input"]
     data = [
-        {"object": "embedding", "index": i, "embedding": _bag_of_words(text)}
+        {"object": "embedding", "index": i, "embedding": bag_of_words(text)}
         for i, text in enumerate(texts)
     ]
     return {"object": "list", "model": request["model"], "data": data}
@@ -375,11 +375,11 @@ def _embeddings(request: dict[str, Any]) -> dict[str, Any]:
 
 def _relevances(request: dict[str, Any]) -> dict[str, Any]:
     """Cosines of bags of words, best first."""
-    asked = _bag_of_words(request["query"])
+    asked = bag_of_words(request["query"])
     rows = [
         {
             "index": index,
-            "relevance_score": sum(a * b for a, b in zip(asked, _bag_of_words(text), strict=True)),
+            "relevance_score": sum(a * b for a, b in zip(asked, bag_of_words(text), strict=True)),
         }
         for index, text in enumerate(request["documents"])
     ]
@@ -387,7 +387,7 @@ def _relevances(request: dict[str, Any]) -> dict[str, Any]:
     return {"model": request["model"], "results": rows}
 
 
-def _bag_of_words(text: str) -> list[float]:
+def bag_of_words(text: str) -> list[float]:
     """Words hashed into places of a unit vector: texts with the same words are equal."""
     vector = [0.0] * _DIMENSIONS
     for word in re.findall(r"\w+", text.lower()):

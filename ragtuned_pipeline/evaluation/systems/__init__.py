@@ -77,5 +77,5 @@ def answer_all(name: str, queries: pa.Table, setup: Setup) -> Answered | Skipped
     )
     description = prepared.description
     if failures:
-        description += f"; {len(failures):,} failures on the way"
+        description += f"; failures on the way: {len(failures):,}"
     return Answered(table("answers", rows), description, failures)

@@ -53,9 +53,7 @@ def no_room(room: int) -> str:
 
 def of_tokens(room: int, most: int) -> str:
     """Return how many tokens a context has, and why they are fewer than set."""
-    fewer = (
-        f", as many as the base model's context holds of the {most:,} set" if room < most else ""
-    )
+    fewer = f" (all that the base model's context holds of the {most:,} set)" if room < most else ""
     return f"{room:,} tokens{fewer}"
 
 

@@ -73,7 +73,7 @@ class GeneratingReader:
     engine: ChatEngine
 
     def answer(self, questions: Sequence[str]) -> list[Answer]:
-        found = self.finder.find(questions)
+        found, seconds = _timed(self.finder, questions)
         answers = replies(
             self.engine,
             [
@@ -83,7 +83,10 @@ class GeneratingReader:
             self.setup.settings.max_answer_tokens,
             [each.ids for each in found],
         )
-        return [replace(a, faults=each.faults) for a, each in zip(answers, found, strict=True)]
+        return [
+            replace(answer, seconds=answer.seconds + seconds, faults=each.faults)
+            for answer, each in zip(answers, found, strict=True)
+        ]
 
 
 class ExtractiveReader:
@@ -100,17 +103,22 @@ class ExtractiveReader:
         self._most = setup.settings.max_answer_tokens
 
     def answer(self, questions: Sequence[str]) -> list[Answer]:
-        started = time.perf_counter()
-        found = self._finder.find(questions)
-        finding = (time.perf_counter() - started) / max(1, len(questions))
+        found, seconds = _timed(self._finder, questions)
         return [
-            self._answer(question, each, finding)
+            self._answer(question, each, seconds)
             for question, each in zip(questions, found, strict=True)
         ]
 
-    def _answer(self, question: str, found: Found, finding: float) -> Answer:
+    def _answer(self, question: str, found: Found, seconds: float) -> Answer:
         started = time.perf_counter()
         text = self._tokens.cut(self._reader.read(question, found.quotable), self._most)
-        seconds = time.perf_counter() - started + finding
+        seconds += time.perf_counter() - started
         asked, written = self._tokens.count([with_texts(question, found.texts), text]).tolist()
         return Answer(text, asked, written, seconds, found.ids, faults=found.faults)
+
+
+def _timed(finder: Finder, questions: Sequence[str]) -> tuple[list[Found], float]:
+    """Return what is found, and the seconds that it took, for each question."""
+    started = time.perf_counter()
+    found = finder.find(questions)
+    return found, (time.perf_counter() - started) / max(1, len(questions))
