@@ -3,7 +3,9 @@
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from ragtuned_pipeline.corpus.chunking import chunk_documents
@@ -13,7 +15,7 @@ from ragtuned_pipeline.inference.calls import Call, Completed, Outcome, T
 from ragtuned_pipeline.inference.completions import Usage
 from ragtuned_pipeline.inference.plan import by_characters
 from ragtuned_pipeline.orchestration.planning import ask_everything, plan_teaching
-from ragtuned_pipeline.settings import load_settings
+from ragtuned_pipeline.settings import Settings, load_settings
 from ragtuned_pipeline_tests.scripted import teacher
 
 
@@ -34,15 +36,34 @@ class Counted:
             yield Completed(call, call.schema.model_validate(reply), prompt, made)
 
 
+def api(home: Path, **changes: Any) -> Settings:
+    own = {"profile": "api", "teacher": {"model": "scripted"}} | changes
+    return load_settings(home, overrides=own, environment={})
+
+
+def chunked(sample: str) -> tuple[pa.Table, pa.Table]:
+    read, _ = read_folder(teacher.SAMPLES / sample / "documents", 20)
+    return chunk_documents(read, load_fast_tokenizer("embedded"), 500, 100)
+
+
 @pytest.mark.parametrize("sample", ["news", "podcast", "journal"])
 def test_the_plan_is_within_15_percent(sample: str, tmp_path: Path) -> None:
-    api = {"profile": "api", "teacher": {"model": "scripted"}}
-    settings = load_settings(tmp_path, overrides=api, environment={})
-    read, _ = read_folder(teacher.SAMPLES / sample / "documents", 20)
-    documents, units = chunk_documents(read, load_fast_tokenizer("embedded"), 500, 100)
+    settings = api(tmp_path, judge={"engine": "none"})
+    documents, units = chunked(sample)
     planned = sum(plan_teaching(documents, units, settings, None).values(), Usage())
     asked = Counted(sample)
     ask_everything(documents, units, asked, settings, by_characters)
     assert planned.calls == pytest.approx(asked.total.calls, rel=0.15)
     assert planned.prompt_tokens == pytest.approx(asked.total.prompt_tokens, rel=0.15)
     assert planned.completion_tokens == pytest.approx(asked.total.completion_tokens, rel=0.15)
+
+
+def test_the_plan_counts_what_a_judge_will_be_asked(tmp_path: Path) -> None:
+    """Six other systems, 20 queries a scope, two orders; and seven systems' answers graded."""
+    settings = api(tmp_path, judge={"queries_per_scope": 20, "model": "a judge"})
+    planned = plan_teaching(*chunked("podcast"), settings, None)
+    assert planned["judging"].calls == 6 * (20 + 20) * 2
+    assert planned["grading"].calls == 7 * 20
+    assert planned["judging"].prompt_tokens > 500 * planned["judging"].calls
+    without = api(tmp_path, judge={"engine": "rules"})
+    assert not {"judging", "grading"} & plan_teaching(*chunked("podcast"), without, None).keys()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ragtuned_pipeline.evaluation.verdicts import (
     Grade,
@@ -15,13 +16,29 @@ from ragtuned_pipeline.evaluation.verdicts import (
     right_answers,
     shown_answer,
 )
-from ragtuned_pipeline.ids import content_id
+from ragtuned_pipeline.ids import content_id, seeded_int
 from ragtuned_pipeline.inference.calls import Call, Failed, Teacher
+from ragtuned_pipeline.settings import JudgeSettings
 from ragtuned_pipeline.tables import Failure, table
 
 GRADE_PROMPT_VERSION = prompt_version("grade")
 
 _REPLY_TOKENS = 400
+# Questions as people ask them. Other wordings of made pairs are scored by their gold words.
+_SETS = ("generated_local", "gold_local", "gold_global", "unanswerable")
+
+
+def queries_to_grade(queries: pa.Table, settings: JudgeSettings, seed: int) -> pa.Table:
+    """Return the queries whose answers are graded: of each set at most
+    `settings.queries_per_scope`, drawn by `seed`."""
+    rows = queries.select(["id", "question_set"]).to_pydict()
+    drawn: list[str] = []
+    for name in _SETS:
+        pairs = zip(rows["id"], rows["question_set"], strict=True)
+        of_set = [query_id for query_id, question_set in pairs if question_set == name]
+        of_set.sort(key=lambda query_id: (seeded_int(seed, "graded", query_id), query_id))
+        drawn += of_set[: settings.queries_per_scope]
+    return queries.filter(pc.field("id").isin(pa.array(drawn, pa.string())))
 
 
 def grade_with_teacher(

@@ -6,7 +6,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ragtuned_pipeline.orchestration.teaching import teacher_model, token_counter
+from ragtuned_pipeline.orchestration.teaching import (
+    judging_settings,
+    teacher_model,
+    token_counter,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +40,7 @@ def plan_teaching(
     Raises:
         SettingsError: the teacher's model is not named or cannot be found.
     """
+    from ragtuned_pipeline.evaluation.query_stand_ins import query_stand_ins
     from ragtuned_pipeline.graph.extraction_offline import extract
     from ragtuned_pipeline.graph.report_stand_ins import report_stand_ins
     from ragtuned_pipeline.graph.stand_ins import extraction_stand_ins
@@ -48,9 +53,34 @@ def plan_teaching(
         **extraction_stand_ins(offline),
         **report_stand_ins(),
         **synthesis_stand_ins(),
+        **query_stand_ins(),
     }
     planner = Planner(teacher_model(settings), settings.teacher, stand_ins, count, store)
-    ask_everything(documents, base_text_units, planner, settings, count)
+    queries = ask_everything(documents, base_text_units, planner, settings, count)
+    return planner.usage | _plan_judging(queries, settings, store)
+
+
+def _plan_judging(
+    queries: pa.Table, settings: Settings, store: CompletionStore | None
+) -> dict[str, Usage]:
+    """Return what a judge would be asked about answers to `queries`, where a model judges.
+
+    Your own questions and unanswerable ones are not among them: they cost as much each.
+    """
+    from ragtuned_pipeline.evaluation.grading import grade_with_teacher, queries_to_grade
+    from ragtuned_pipeline.evaluation.judge import judge_with_teacher, pairs_to_judge
+    from ragtuned_pipeline.evaluation.judge_stand_ins import answer_stand_ins, judge_stand_ins
+    from ragtuned_pipeline.inference.plan import Planner
+
+    if settings.judge.engine != "teacher":
+        return {}
+    judging = judging_settings(settings)
+    seed, model = settings.evaluation.seed, teacher_model(judging)
+    planner = Planner(model, judging.teacher, judge_stand_ins(), token_counter(judging), store)
+    answers = answer_stand_ins(queries, settings.evaluation)
+    judge_with_teacher(pairs_to_judge(queries, answers, settings.judge, seed), planner, model)
+    graded = queries_to_grade(queries, settings.judge, seed)
+    grade_with_teacher(graded, answer_stand_ins(graded, settings.evaluation), planner, model)
     return planner.usage
 
 
@@ -60,8 +90,9 @@ def ask_everything(
     teacher: Teacher,
     settings: Settings,
     count: CountTokens,
-) -> None:
-    """Ask all that the steps ask, from extraction to synthesis; their tables are not kept."""
+) -> pa.Table:
+    """Ask all that the steps ask, from extraction to the queries of evaluation; return these."""
+    from ragtuned_pipeline.evaluation.generated_queries import generate_queries_with_teacher
     from ragtuned_pipeline.graph.communities import cluster
     from ragtuned_pipeline.graph.extraction_llm import extract_with_teacher
     from ragtuned_pipeline.graph.reports_llm import reports_with_teacher
@@ -84,6 +115,16 @@ def ask_everything(
         settings.synthesis,
         system_message(settings.tuning.base_model),
     )
+    return generate_queries_with_teacher(
+        documents,
+        graph.text_units,
+        graph.entities,
+        graph.relationships,
+        reports,
+        teacher,
+        teacher_model(settings),
+        settings.evaluation,
+    ).queries
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.steps import (
@@ -101,7 +102,7 @@ def judging(
     answers: pa.Table,
     documents: pa.Table,
 ) -> Iterator[Any]:
-    from ragtuned_pipeline.evaluation.grading import grade_with_teacher
+    from ragtuned_pipeline.evaluation.grading import grade_with_teacher, queries_to_grade
 
     settings = home.home.settings(context.partition_key)
     by_model = judges(settings)
@@ -114,9 +115,9 @@ def judging(
         ) as asked:
             judgements, unjudged = judge_answers(queries, answers, documents, settings, asked)
             if asked is not None and by_model is not None:
-                grades, failures = grade_with_teacher(
-                    queries, answers, asked, teacher_model(by_model)
-                )
+                graded = queries_to_grade(queries, settings.judge, settings.evaluation.seed)
+                given = answers.filter(pc.field("query_id").isin(graded["id"].combine_chunks()))
+                grades, failures = grade_with_teacher(graded, given, asked, teacher_model(by_model))
             usage, shown = account(asked)
         made = (judgements, grades, failures_table([*unjudged, *failures]), usage)
         return dict(zip(outputs, made, strict=True)), shown
@@ -164,7 +165,7 @@ def winning(
 
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
         made = win_rates(judgements, queries, seed)
-        overall = made.filter(pa.compute.field("dimension") == "overall").to_pylist()
+        overall = made.filter(pc.field("dimension") == "overall").to_pylist()
         return {"win_rates": made}, {
             f"{row['system_a']} over {row['system_b']}/{row['scope']}": row["win_rate"]
             for row in overall

@@ -16,7 +16,7 @@ from ragtuned_pipeline.tables import table
 @table_assets(
     outputs={"teacher_plan": "Calls and tokens that the teacher will take; empty without one."},
     group="corpus",
-    rooms=["graph", "synthesis", "inference", "corpus/sentences.py"],
+    rooms=["graph", "synthesis", "evaluation", "inference", "corpus/sentences.py"],
     inputs=["documents", "base_text_units"],
 )
 def plan(
@@ -56,7 +56,13 @@ def plan(
         context,
         home.store,
         ["teacher_plan"],
-        settings_key(settings.graph, settings.synthesis, teacher_key(settings)),
+        settings_key(
+            settings.graph,
+            settings.synthesis,
+            settings.evaluation,
+            settings.judge,
+            teacher_key(settings),
+        ),
         {"documents": documents, "base_text_units": base_text_units},
         compute,
     )

@@ -59,16 +59,23 @@ def generated_questions(
 
     settings = home.home.settings(context.partition_key)
     evaluation = settings.evaluation
-    memory, pairs = [tables[n] for n in _MEMORY], [tables[n] for n in _PAIRS]
+    memory = {name: tables[name] for name in _MEMORY}
     outputs = ["generated_queries", "generated_queries_failures", "generated_queries_usage"]
 
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
         with teacher.open(context, home.home, settings, "generated_queries") as asked:
             if asked is None:
-                made = generate_queries(*memory, *pairs, evaluation)
+                made = generate_queries(
+                    **memory,
+                    qa_pairs=tables["qa_pairs"],
+                    training_rows=tables["training_rows"],
+                    new_wording=tables["new_wording_queries"],
+                    settings=evaluation,
+                )
             else:
-                model = teacher_model(settings)
-                made = generate_queries_with_teacher(*memory, asked, model, evaluation)
+                made = generate_queries_with_teacher(
+                    **memory, teacher=asked, model=teacher_model(settings), settings=evaluation
+                )
             usage, shown = account(asked)
         made_tables = (made.queries, failures_table(made.failures), usage)
         return dict(zip(outputs, made_tables, strict=True)), shown | {
