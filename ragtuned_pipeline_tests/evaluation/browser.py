@@ -92,8 +92,8 @@ class Browser:
         file.write_bytes(base64.b64decode(picture["data"]))
 
     def print(self) -> bytes:
-        """Return the page as a PDF."""
-        return base64.b64decode(self.send("Page.printToPDF", printBackground=True)["data"])
+        """Return the page's first sheet as a PDF."""
+        return base64.b64decode(self.send("Page.printToPDF", pageRanges="1")["data"])
 
 
 def _page_address(file: Path, process: subprocess.Popen[bytes]) -> str:

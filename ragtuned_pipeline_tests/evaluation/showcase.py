@@ -3,6 +3,7 @@ judge who is nearly fair, an ablation and a probe. Nothing in it was measured.""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from random import Random
 from typing import Any
@@ -290,30 +291,30 @@ TEACHER: dict[str, Any] = {
 }
 
 
-def inputs(**changes: Any) -> ReportInputs:
-    """The page's inputs; `changes` are to the scorecard."""
+@functools.cache
+def inputs() -> ReportInputs:
+    """The page's inputs."""
     asked = queries()
     given, judged = answers(asked), judgements(asked)
     graded = grades(asked, given)
-    arguments: dict[str, Any] = {
-        "corpus": "harrow",
-        "queries": asked,
-        "answers": given,
-        "grades": graded,
-        "win_rates": win_rates(judged, asked, 29),
-        "judge": {
+    card = world.scored(
+        corpus="harrow",
+        queries=asked,
+        answers=given,
+        grades=graded,
+        win_rates=win_rates(judged, asked, 29),
+        judge={
             "engine": "teacher",
             "identity": judged["judge"][0].as_py(),
             "settings": {"pairs": "all", "queries_per_scope": 125, "temperature": 0.0},
             **judge_quality(judged, asked, given, 29),
         },
-        "ablation": ABLATION,
-        "general_ability": ABILITY,
-        "teacher": TEACHER,
-        "descriptions": {system: f"what {system} does, in a clause" for system in SYSTEMS},
-        "skipped": {},
-    }
-    card = world.scored(**arguments | changes)
+        ablation=ABLATION,
+        general_ability=ABILITY,
+        teacher=TEACHER,
+        descriptions={system: f"what {system} does, in a clause" for system in SYSTEMS},
+        skipped={},
+    )
     steps = range(10, 300, 10)
     return ReportInputs(
         scorecard=card,

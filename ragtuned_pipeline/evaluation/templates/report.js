@@ -1,4 +1,5 @@
-// Tables sort by a click on a column's head: first the greatest (for words, the first) on top.
+// Tables sort by a click on a column's head: first the greatest (for words, the first) on top. What
+// is not known stays at the end.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   for (const head of table.tHead.rows[0].cells) {
@@ -18,7 +19,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const compare = numbers
         ? (a, b) => Number(value(a)) - Number(value(b))
         : (a, b) => value(a).localeCompare(value(b));
-      body.append(...[...body.rows].sort((a, b) => sign * compare(a, b)));
+      const known = [...body.rows].filter((row) => value(row) !== "");
+      const unknown = [...body.rows].filter((row) => value(row) === "");
+      body.append(...known.sort((a, b) => sign * compare(a, b)), ...unknown);
     });
   }
 }
