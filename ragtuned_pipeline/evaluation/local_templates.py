@@ -25,7 +25,7 @@ from ragtuned_pipeline.evaluation.corpus_description import STAGE
 from ragtuned_pipeline.evaluation.local_samples import LOCAL, MULTI_HOP, REVERSE, Rows
 from ragtuned_pipeline.evaluation.queries import longest_answers, plain_question, query_row
 from ragtuned_pipeline.evaluation.query_draw import evenly
-from ragtuned_pipeline.evaluation.quotes import flat, quotable
+from ragtuned_pipeline.evaluation.quotes import flat, statement
 from ragtuned_pipeline.ids import seeded_int
 from ragtuned_pipeline.settings import EvaluationSettings
 from ragtuned_pipeline.synthesis.facts import RELATIONSHIP
@@ -217,11 +217,11 @@ class _Facts:
 
     def _stated_in(self, unit: str) -> list[_Stated]:
         """Return the facts that stand in the unit word for word, in a seeded order."""
-        text = flat(self._units[unit]["text"])
+        text = self._units[unit]["text"]
         found = []
         for fact in self._by_unit[unit]:
             row = self._row(fact)
-            evidence = quotable(self._answer(fact), [text])
+            evidence = statement(row["question"], row["gold"], self._answer(fact), [text])
             if row["kind"] == LOCAL:  # a relationship's answer may be told the other way round
                 evidence = [one for one in evidence if flat(row["gold"]) in one]
             if evidence:

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ragtuned_pipeline.evaluation.metrics import tokens
-from ragtuned_pipeline.evaluation.quotes import flat, quotable
+from ragtuned_pipeline.evaluation.quotes import statement
 from ragtuned_pipeline.ids import content_id, seeded_int
 from ragtuned_pipeline.settings import EvaluationSettings, SettingsError
 from ragtuned_pipeline.tables import Failure, table
@@ -200,18 +200,19 @@ def _without_training_questions(
 def _with_evidence(
     rows: Sequence[dict[str, Any]], qa_pairs: pa.Table, documents: pa.Table
 ) -> list[dict[str, Any]]:
-    """Give each question about a fact the sentences of its longest answer that a document holds."""
+    """Give each question about a fact the sentences of its documents that state it."""
     open_rows = [row for row in rows if row["fact_id"] and row["evidence"] is None]
     facts = pa.array(sorted({row["fact_id"] for row in open_rows}), pa.string())
     told = qa_pairs.filter(pc.field("fact_id").isin(facts)).select(["fact_id", "answer"])
     answers = longest_answers(told.to_pylist())
     named = pa.array(sorted({one for row in open_rows for one in row["document_ids"]}), pa.string())
     read = documents.filter(pc.field("id").isin(named)).select(["id", "text"]).to_pylist()
-    texts = {row["id"]: flat(row["text"] or "") for row in read}
+    texts = {row["id"]: row["text"] or "" for row in read}
     for row in open_rows:
         answer = answers.get(row["fact_id"], row["long_answer"] or "")
-        of = (texts[one] for one in row["document_ids"] if one in texts)
-        row["evidence"] = "\n".join(quotable(answer, of)) or None
+        of = [texts[one] for one in row["document_ids"] if one in texts]
+        stated = statement(row["question"], row["reference_answer"], answer, of)
+        row["evidence"] = "\n".join(stated) or None
     return list(rows)
 
 

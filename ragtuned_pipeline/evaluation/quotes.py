@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ragtuned_pipeline.corpus.sentences import split_sentences
+from ragtuned_pipeline.synthesis.stated import telling_words
 
 
 def flat(text: str) -> str:
@@ -33,3 +34,26 @@ def quotable(answer: str, flat_texts: Iterable[str]) -> list[str]:
                 found[words] = None
                 break
     return list(found)
+
+
+def stating_sentence(question: str, gold: str, texts: Iterable[str]) -> str | None:
+    """Return the sentence that holds `gold` and most of the question's telling words, the first of
+    several, or None where no sentence holds it."""
+    asked = telling_words(question)
+    best: tuple[int, str] | None = None
+    for text in texts:
+        for start, end in split_sentences(text):
+            sentence = flat(text[start:end])
+            shared = len(asked & telling_words(sentence))
+            if stands_in(gold, sentence) and (best is None or shared > best[0]):
+                best = shared, sentence
+    return best[1] if best else None
+
+
+def statement(question: str, gold: str, answer: str, texts: Sequence[str]) -> list[str]:
+    """Return what the texts state of a fact: the sentences of its answer that stand there, or the
+    stating sentence where the answer is no more than its gold."""
+    if len(telling_words(answer)) > len(telling_words(gold)):
+        return quotable(answer, map(flat, texts))
+    sentence = stating_sentence(question, gold, texts)
+    return [sentence] if sentence else []
