@@ -220,7 +220,7 @@ def _room(x: float, y: float, width: float, taken: Sequence[_Box], frame: _Box) 
 
 def _shared(one: _Box, other: _Box) -> float:
     """The area that two boxes have in common, with a little air at their sides."""
-    width = min(one[2], other[2]) - max(one[0], other[0]) + 4
+    width = min(one[2], other[2]) - max(one[0], other[0]) + 2
     height = min(one[3], other[3]) - max(one[1], other[1])
     return max(width, 0.0) * max(height, 0.0)
 

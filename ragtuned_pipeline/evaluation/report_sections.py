@@ -209,9 +209,11 @@ def _signed(words: float) -> str:
 
 @dataclass(frozen=True)
 class AblationView:
-    """`figure_3` has the adapters of the paper's Fig. 3, `others` the further ones beside "both";
-    `wins` are of "both" over each other variant, (label, scope -> Win)."""
+    """`variants` are in the order of the tables; `figure_3` has the adapters of the paper's Fig. 3,
+    `others` the further ones beside "both"; `wins` are of "both" over each other variant, (label,
+    scope -> Win)."""
 
+    variants: Mapping[str, Mapping[str, Any]]
     figure_3: Plot | None
     others: Sequence[Plot]
     wins: Sequence[tuple[str, Mapping[str, Win]]]
@@ -219,14 +221,16 @@ class AblationView:
 
 def ablation_view(ablation: Mapping[str, Any]) -> AblationView:
     """Return what the adapters tuned on parts of the rows reached."""
-    variants = ablation.get("variants", {})
-    in_figure = [name for name in _FIG_3 if name in variants]
-    further = [name for name in variants if name not in _FIG_3]
+    found = ablation.get("variants", {})
+    in_figure = [name for name in _FIG_3 if name in found]
+    further = sorted(set(found) - set(_FIG_3))
+    variants = {name: found[name] for name in [*in_figure, *further]}
     wins: dict[str, dict[str, Win]] = defaultdict(dict)
     for win in seen_from(ablation.get("win_rates", ()), "both"):
         if win.dimension == OVERALL and win.rate is not None:
             wins[win.other][win.scope] = win
     return AblationView(
+        variants=variants,
         figure_3=_figure_3(variants, in_figure) if in_figure else None,
         others=[
             plot

@@ -198,7 +198,8 @@ def doubts(scorecard: Mapping[str, Any]) -> list[str]:
 
 def _gaps(systems: Mapping[str, Any]) -> list[str]:
     sizes = {name: sets[name]["n"] for sets in systems.values() for name in sets}
-    few = [f"{SET_LABELS[name]} ({n})" for name, n in sizes.items() if n < FEW_QUESTIONS]
+    asked = [(name, sizes[name]) for name in SET_LABELS if name in sizes]
+    few = [f"{SET_LABELS[name]} ({n})" for name, n in asked if n < FEW_QUESTIONS]
     found = []
     if few:
         found.append(f"Few questions, so wide intervals: {', '.join(few)}.")

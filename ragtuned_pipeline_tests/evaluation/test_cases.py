@@ -10,7 +10,7 @@ from ragtuned_pipeline.evaluation.case_verdicts import (
     points,
     verdicts_by_query,
 )
-from ragtuned_pipeline.evaluation.cases import PER_LONG_GROUP, choose_cases
+from ragtuned_pipeline.evaluation.cases import PER_LONG_GROUP, choose_cases, is_right
 from ragtuned_pipeline.evaluation.scorecard import score_each
 from ragtuned_pipeline.tables import table
 from ragtuned_pipeline_tests.evaluation import showcase, world
@@ -110,6 +110,29 @@ def test_without_a_judge_they_are_shown_all_the_same() -> None:
     [sets] = [sets for title, sets in groups.items() if "compared by no judge" in title]
     assert sets
     assert not [title for title in groups if "the judge" in title]
+
+
+def test_groups_by_reference_hold_what_their_titles_say() -> None:
+    _, queries, answers = world.evaluation()
+    groups = choose_cases(
+        score_each(queries, answers), sources(), table("judgements", []), table("grades", [])
+    )
+    seen = set()
+    for group in groups:
+        for case in group.cases:
+            tuned, *others = case.answers
+            assert tuned.system == "tuned"
+            right = (is_right(tuned), any(map(is_right, others)))
+            kind = group.title.partition(":")[0]
+            seen.add(kind)
+            wanted = {
+                "Best": (True, False),
+                "Disagreements": (False, True),
+                "Worst": (False, False),
+                "Agreement": (True, True),
+            }
+            assert right == wanted[kind]
+    assert seen == {"Best", "Disagreements", "Agreement"}
 
 
 def sources() -> CaseSources:

@@ -1,5 +1,6 @@
 import base64
 import hashlib
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -87,6 +88,57 @@ def test_the_page_has_all_its_sections_and_asks_the_network_for_nothing(tmp_path
             assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, attributes)
     assert "url(" not in html
     assert "@import" not in html
+
+
+def _outline(page: Page) -> dict[str, tuple[int, int, int]]:
+    """section -> how many figures, tables and cases it has, in the order of the page."""
+    counts: dict[str, list[int]] = {}
+    for tag, attributes in page.tags:
+        if tag == "section":
+            counts[attributes["id"] or ""] = [0, 0, 0]
+        elif tag in ("figure", "table", "article"):
+            counts[list(counts)[-1]][("figure", "table", "article").index(tag)] += 1
+    return {name: (figures, tables, cases) for name, (figures, tables, cases) in counts.items()}
+
+
+def test_the_outline_of_a_full_page_is_the_golden_one() -> None:
+    """Seven systems, eight sets, a judge of all pairs, six variants, two suites, three costs."""
+    assert _outline(Page(render(showcase.inputs()))) == {
+        "scores": (13, 0, 0),
+        "table": (0, 2, 0),
+        "wins": (10, 6, 0),
+        "judge": (1, 0, 0),
+        "ablation": (3, 2, 0),
+        "ability": (0, 1, 0),
+        "cost": (9, 0, 0),
+        "cases": (0, 0, 16),
+        "control": (0, 1, 0),
+        "training": (1, 1, 0),
+        "coverage": (0, 2, 0),
+        "teacher": (0, 1, 0),
+        "graph": (1, 0, 0),
+        "failures": (0, 1, 0),
+        "method": (0, 1, 0),
+        "limits": (0, 0, 0),
+        "versions": (0, 1, 0),
+    }
+
+
+def test_a_scorecard_read_from_its_file_gives_the_same_page() -> None:
+    """JSON with sorted keys has another order, of systems and variants too."""
+    full = showcase.inputs()
+    read = json.loads(json.dumps(full.scorecard, sort_keys=True))
+    assert render(replace(full, scorecard=read)) == render(full)
+
+
+def test_only_pairs_with_the_tuned_model_make_no_matrix() -> None:
+    full = showcase.inputs()
+    rates = [
+        row for row in full.scorecard["win_rates"] if "tuned" in (row["system_a"], row["system_b"])
+    ]
+    html = render(replace(full, scorecard={**full.scorecard, "win_rates": rates}))
+    assert _outline(Page(html))["wins"] == (10, 4, 0)
+    assert "Only pairs with the tuned model in them were judged" in html
 
 
 def test_the_policy_allows_the_pages_own_script_only() -> None:
