@@ -237,7 +237,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         item=_S,
         model=_S,  # "base" | "tuned"
         score=_F,
-        measure=_S,  # "accuracy" (0 or 1) | "loss" (nats a token)
+        measure=_S,  # what the score is, and whether higher is better
     ),
     # The scorecard's numbers, one a row.
     "scores": _schema(

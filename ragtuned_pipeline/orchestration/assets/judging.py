@@ -33,6 +33,7 @@ JUDGING = [
     f"evaluation/{name}"
     for name in (
         "judge.py",
+        "verdicts.py",
         "judge_rules.py",
         "grading.py",
         "prompts/judge.md.j2",
