@@ -5,7 +5,8 @@ python -m ragtuned_pipeline_tests.evaluation.generated writes the golden tables 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from ragtuned_pipeline.evaluation.generated_queries import (
     generate_queries,
     generate_queries_with_teacher,
 )
-from ragtuned_pipeline.inference.calls import Call, Teacher
+from ragtuned_pipeline.inference.calls import Call, Outcome, T, Teacher
 from ragtuned_pipeline.settings import EvaluationSettings, TuningSettings
 from ragtuned_pipeline.synthesis.rows import select_training_rows
 from ragtuned_pipeline_tests.in_memory_teacher import InMemoryTeacher
@@ -102,6 +103,19 @@ def scripted(call: Call[Any]) -> dict[str, Any]:
 def teacher(change: Callable[[Call[Any], dict[str, Any]], Any] | None = None) -> InMemoryTeacher:
     """The scripted teacher; `change` gets each reply and returns another in its place."""
     return InMemoryTeacher(lambda call: change(call, scripted(call)) if change else scripted(call))
+
+
+class Shuffling:
+    """A teacher whose outcomes come in another order."""
+
+    def __init__(self, teacher: InMemoryTeacher, seed: int) -> None:
+        self._teacher = teacher
+        self._random = random.Random(seed)
+
+    def complete(self, calls: Iterable[Call[T]]) -> Iterator[Outcome[T]]:
+        outcomes = list(self._teacher.complete(calls))
+        self._random.shuffle(outcomes)
+        yield from outcomes
 
 
 def golden() -> GeneratedQueries:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from ragtuned_pipeline.evaluation.generated_queries import GeneratedQueries, generate_queries
 from ragtuned_pipeline.evaluation.global_queries import question_templates
+from ragtuned_pipeline.evaluation.local_templates import _Facts
 from ragtuned_pipeline.evaluation.queries import plain_question
 from ragtuned_pipeline.evaluation.quotes import flat
 from ragtuned_pipeline.synthesis.facts import normalised
@@ -249,6 +251,22 @@ def test_two_hops_hide_the_name_that_joins_them(memory: Memory, made: GeneratedQ
         bridges = [name for name in names_of(memory) if names_one_of(lead, [name])]
         assert any(not names_one_of(row["question"], [name]) for name in bridges)
         assert not names_one_of(row["question"], [row["reference_answer"]])
+
+
+def test_a_name_that_stands_twice_is_not_told_by_another_fact(memory: Memory) -> None:
+    graph = memory.graph
+    facts = _Facts(
+        *(graph[name] for name in ("text_units", "entities", "relationships")),
+        **memory.pairs,
+        seed=1,
+    )
+    ids = dict(zip(*(graph["entities"][n].to_pylist() for n in ("title", "id")), strict=True))
+    over = partial(facts._over, entity=ids["Maud Okrent"], lead="who leads the crew")
+    assert over("what Maud Okrent's crew sold") == (
+        "First find out who leads the crew, then say what that person's crew sold."
+    )
+    assert over('what Maud Okrent sold, according to "Maud Okrent at sea"') is None
+    assert facts._over("what Maud Okrent sold", ids["Maud Okrent"], "who saw Maud Okrent") is None
 
 
 def test_without_a_text_nothing_is_asked_and_that_is_counted(memory: Memory) -> None:

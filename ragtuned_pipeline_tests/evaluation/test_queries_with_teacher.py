@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ from ragtuned_pipeline.evaluation.local_queries import EvaluationQuestion
 from ragtuned_pipeline.evaluation.local_samples import LOCAL, MULTI_HOP, REVERSE, Sample, Samples
 from ragtuned_pipeline.evaluation.query_stand_ins import query_stand_ins
 from ragtuned_pipeline.evaluation.quotes import flat
-from ragtuned_pipeline.inference.calls import Call, Outcome, T
+from ragtuned_pipeline.inference.calls import Call
 from ragtuned_pipeline.inference.plan import Planner, by_characters
 from ragtuned_pipeline.settings import TeacherSettings
 from ragtuned_pipeline.synthesis.gates import names_one_of
@@ -91,19 +91,6 @@ def test_kinds_come_in_their_shares(memory: Memory) -> None:
     assert set(units.values()) == {1, 2}
 
 
-class Shuffling:
-    """A teacher whose outcomes come in another order."""
-
-    def __init__(self, teacher: InMemoryTeacher, seed: int) -> None:
-        self._teacher = teacher
-        self._random = random.Random(seed)
-
-    def complete(self, calls: Iterable[Call[T]]) -> Iterator[Outcome[T]]:
-        outcomes = list(self._teacher.complete(calls))
-        self._random.shuffle(outcomes)
-        yield from outcomes
-
-
 def shuffled(data: pa.Table, seed: int) -> pa.Table:
     order = list(range(data.num_rows))
     random.Random(seed).shuffle(order)
@@ -119,7 +106,7 @@ def test_neither_the_order_of_rows_nor_of_replies_makes_a_difference(memory: Mem
             communities=memory.world.communities,
         )
         turned = Memory(world, memory.qa_pairs, memory.training_rows, memory.new_wording)
-        again = turned.ask(Shuffling(generated.teacher(), seed), **wanted)
+        again = turned.ask(generated.Shuffling(generated.teacher(), seed), **wanted)
         assert content_hash(first.queries) == content_hash(again.queries)
         assert sorted(map(str, first.failures)) == sorted(map(str, again.failures))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from typing import Any
 
@@ -253,7 +254,8 @@ def test_a_corpus_larger_than_a_batch_is_described_part_by_part() -> None:
         asked.append(call)
         return {"description": f"What {call.item_id} tells. " + "It goes on and on. " * 120}
 
-    description, failures = described(told, InMemoryTeacher(reply))
+    teacher = generated.Shuffling(InMemoryTeacher(reply), seed=1)
+    description, failures = described(told, teacher)
     assert not failures
     levels = [call.item_id.split()[1] for call in asked]
     assert Counter(levels) == {"1": 34, "2": 4, "3": 1}
@@ -262,6 +264,14 @@ def test_a_corpus_larger_than_a_batch_is_described_part_by_part() -> None:
     assert all(f"Report {n}\n" in read for n in range(300))
     for call in asked[:-1]:  # every description is part of a later one
         assert f"What {call.item_id} tells." in read
+    parts = [re.findall(r"What level \d part (\d+)", c.messages[-1]["content"]) for c in asked]
+    second = [
+        int(n)
+        for call, part in zip(asked, parts, strict=True)
+        for n in part
+        if "level 2" in call.item_id
+    ]
+    assert second == list(range(1, 35))  # in order, whichever came first
     assert description.startswith("What level 3 part 1 tells.")
 
 
