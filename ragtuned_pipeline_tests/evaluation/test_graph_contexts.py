@@ -154,23 +154,50 @@ def test_reports_that_do_not_fit_are_told_by_their_summaries() -> None:
     assert local(tables, 0, 400).of([0, 1, 2]).reports == (0, 1)
 
 
+def test_summaries_have_the_room_that_whole_reports_leave() -> None:
+    circles = [
+        Community(0, [0, 1], " ".join(["word"] * 20), "All.", 5.0),
+        Community(0, [2], " ".join(["word"] * 90), " ".join(["word"] * 12), 5.0),
+    ]
+    tables = graph(PEOPLE, TIES, circles, UNITS)
+    enough = local(tables, 0, 245).of([0, 1, 2])
+    assert (enough.reports, enough.summaries) == ((0,), (1,))
+    short = local(tables, 0, 230).of([0, 1, 2])
+    assert (short.reports, short.summaries) == ((0,), ())
+
+
 def test_relationships_between_the_selected_come_first_when_room_is_short() -> None:
     # 12 entities that all know each other, with much to say of each: 66 relationships.
     many = [Entity(f"E{i}", "long " * 30) for i in range(12)]
-    ties = [Edge(a, b) for a in range(12) for b in range(a)]
-    outside = [Edge(0, 12, weight=99.0), Edge(12, 13, weight=99.0)]
+    ties = [Edge(a, b, "knows of long") for a in range(12) for b in range(a)]
+    outside = [Edge(0, 12, "met", 99.0), Edge(12, 13, "met", 99.0)]
     tables = graph(
         [*many, Entity("Out", "there"), Entity("Far", "away")], [*ties, *outside], [], UNITS
     )
-    context = local(tables, 0, 400).of(range(12))
+    context = local(tables, 0, 800).of(range(12))
     assert set(context.relationships[:66]) == set(range(66))
     assert context.left_out == 0
     assert len(context.entities) == 2
-    short = local(tables, 0, 100).of(range(12))
-    assert len(short.relationships) + short.left_out == 66
-    assert short.left_out > 0
-    # What lacks room is not made up for by relationships with others.
-    assert set(short.relationships) < set(range(66))
+    # What lacks room is not made up for by relationships with others, however short.
+    for most in range(100, 140):
+        short = local(tables, 0, most).of(range(12))
+        assert set(short.relationships) < set(range(66))
+        assert len(short.relationships) + short.left_out == 66
+
+
+def test_an_outside_entity_that_more_of_the_selected_know_comes_first() -> None:
+    names = [Entity(name, name) for name in ("Ada", "Bo", "Known to both", "Known to Bo")]
+    ties = [Edge(1, 3, "often", 99.0), Edge(0, 2), Edge(2, 1), Edge(1, 3, "again", 99.0)]
+    context = local(graph(names, ties, [], UNITS), 0, 1000).of([0, 1])
+    # Bo's two ties with one entity are one link; by degree alone they would be first.
+    assert context.relationships == (2, 1, 0, 3)
+
+
+def test_a_tie_of_an_entity_with_itself_counts_once() -> None:
+    names = [Entity("Ada", "Ada", [1, 0]), Entity("Bo", "Bo")]
+    ties = [Edge(0, 0, units=[0]), Edge(0, 1, units=[1])]
+    context = local(graph(names, ties, [], UNITS), 0, 1000).of([0])
+    assert context.text_units == (1, 0)
 
 
 def test_at_most_ten_outside_relationships_an_entity() -> None:
@@ -178,6 +205,9 @@ def test_at_most_ten_outside_relationships_an_entity() -> None:
     ties = [Edge(0, i + 1, weight=float(i)) for i in range(30)]
     context = local(graph(hub, ties, [], UNITS), 0, 10_000).of([0])
     assert context.relationships == tuple(range(29, 19, -1))  # the heaviest
+    ties += [Edge(1, i + 1) for i in range(1, 30)]
+    context = local(graph(hub, ties, [], UNITS), 0, 10_000).of([0, 1])
+    assert len(context.relationships) == 1 + 20  # the one between them is beside
 
 
 def test_dangling_ids_are_named() -> None:
