@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from ragtuned_pipeline.evaluation.systems.interface import Answerer, Setup
 from ragtuned_pipeline.orchestration.home import write_text
 from ragtuned_pipeline.orchestration.io import TableStore
 from ragtuned_pipeline.settings import SettingsError
-from ragtuned_pipeline.tables import table
+from ragtuned_pipeline.tables import Failure, table
 from ragtuned_pipeline.tuning.adapter_store import AdapterError, current
 
 if TYPE_CHECKING:
@@ -53,8 +53,9 @@ def answer_table(
     tables: Mapping[str, pa.Table],
     settings: Settings,
     training: Training | None,
-) -> tuple[pa.Table, SystemNote]:
-    """Return the system's answers (none where it is skipped) and the note on it.
+) -> tuple[pa.Table, Sequence[Failure], SystemNote]:
+    """Return the system's answers (none where it is skipped), what failed on the way to them, and
+    the note on it.
 
     Args:
         tables: what the system reads, by name; the documents among them.
@@ -64,15 +65,14 @@ def answer_table(
         TeacherStopped: the server of embeddings or of the reranker gives none.
     """
     if system not in settings.evaluation.systems:
-        return table("answers", []), SystemNote(
-            skipped="Left out by the setting evaluation.systems."
-        )
+        note = SystemNote(skipped="Left out by the setting evaluation.systems.")
+        return table("answers", []), (), note
     adapter = home.adapters / corpus / training.adapter if training else None
     with _setup(tables, settings, adapter) as setup:
         answered = answer_all(system, queries, setup)
     if isinstance(answered, SkippedSystem):
-        return table("answers", []), SystemNote(skipped=answered.reason)
-    return answered.answers, SystemNote(description=answered.description)
+        return table("answers", []), (), SystemNote(skipped=answered.reason)
+    return answered.answers, answered.failures, SystemNote(description=answered.description)
 
 
 @contextmanager

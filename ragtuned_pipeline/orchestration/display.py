@@ -159,7 +159,10 @@ def show_plan(planned: FolderPlan, settings: Settings) -> None:
 
 def score_table(scorecard: Mapping[str, Any]) -> Table:
     """The scorecard as a terminal table: a row a question set, a column a system, then cost."""
-    systems, control = scorecard["systems"], scorecard.get("control_shuffled") or {}
+    from ragtuned_pipeline.evaluation.findings import ordered
+
+    systems = {name: scorecard["systems"][name] for name in ordered(scorecard["systems"])}
+    control = scorecard.get("control_shuffled") or {}
     shown = _plain_table(
         f"{scorecard['corpus']}: share of answers with the right words "
         "(global questions: F1; unanswerable: declined)"
@@ -187,6 +190,7 @@ def score_table(scorecard: Mapping[str, Any]) -> Table:
 
 def win_table(scorecard: Mapping[str, Any]) -> Table | None:
     """How often the judge preferred the tuned model's answers to each other system's."""
+    from ragtuned_pipeline.evaluation.findings import ordered
     from ragtuned_pipeline.evaluation.wins import OVERALL, SCOPES, seen_from
 
     wins = {
@@ -203,7 +207,7 @@ def win_table(scorecard: Mapping[str, Any]) -> Table | None:
     shown.add_column("against", no_wrap=True)
     for scope in SCOPES:
         shown.add_column(f"{scope} questions", justify="right", no_wrap=True)
-    for other in dict.fromkeys(other for other, _ in wins):
+    for other in ordered({other for other, _ in wins}):
         cells = [wins.get((other, scope)) for scope in SCOPES]
         shown.add_row(
             other.replace("_", " "),

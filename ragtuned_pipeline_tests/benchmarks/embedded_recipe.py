@@ -37,6 +37,7 @@ from ragtuned_pipeline.synthesis.forms import Form, choose, choose_new, fact_fie
 from ragtuned_pipeline.synthesis.questions import SentenceFact, Statement, facts_of
 from ragtuned_pipeline.synthesis.rows import select_training_rows
 from ragtuned_pipeline.synthesis.synthesise import synthesise
+from ragtuned_pipeline.tables import table
 from ragtuned_pipeline.tuning.base_models import (
     ChatRow,
     load_fast_tokenizer,
@@ -125,11 +126,12 @@ def folder_trial(folder: Path, settings: TuningSettings) -> Trial:
         made.qa_pairs,
         selection.training_rows,
         made.queries_new_wording,
+        table("queries", []),
         None,
         documents,
         every.evaluation.model_copy(update={"questions_per_set": _ASKED}),
     )
-    print(f"epochs {selection.epochs}, left out {selection.left_out}")
+    print(f"left out {selection.left_out}")
     return tables_trial(selection.training_rows, asked)
 
 

@@ -39,14 +39,20 @@ ASSETS = {
     "tuning": ["lora_adapter"],
     "evaluation": [
         "answers",
-        "answers_base",
         "answers_control",
-        "answers_graphrag_global",
-        "answers_graphrag_local",
-        "answers_long_context",
-        "answers_tuned",
-        "answers_tuned_rag",
-        "answers_vanilla_rag",
+        *(
+            f"answers_{system}{made}"
+            for made in ("", "_failures")
+            for system in (
+                "base",
+                "graphrag_global",
+                "graphrag_local",
+                "long_context",
+                "tuned",
+                "tuned_rag",
+                "vanilla_rag",
+            )
+        ),
         "control_adapter",
         "control_queries",
         "control_rows",

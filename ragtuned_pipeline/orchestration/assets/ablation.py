@@ -151,7 +151,7 @@ def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
             output = f"answers_ablation_{name}"
             if training is None:
                 return {output: table("answers", [])}, {"skipped": "not tuned"}
-            answered, _ = answer_table(
+            answered, _, _ = answer_table(
                 home.home, corpus, "tuned", asked, {"documents": documents}, settings, training
             )
             system = pa.array([name] * answered.num_rows, pa.string())

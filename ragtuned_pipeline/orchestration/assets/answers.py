@@ -29,12 +29,12 @@ from ragtuned_pipeline.orchestration.training import (
     training_metadata,
 )
 from ragtuned_pipeline.settings import SettingsError
+from ragtuned_pipeline.tables import failures_table
 
 ANSWERING = [
     "evaluation/systems",
-    "evaluation/retrieval.py",
-    "evaluation/graph_contexts.py",
-    "evaluation/prompts",
+    *(f"evaluation/{name}.py" for name in ("retrieval", "reader", "tokens", "graph_contexts")),
+    *(f"evaluation/prompts/graphrag_{name}.md.j2" for name in ("map", "reduce")),
     *(f"inference/{name}.py" for name in ("engine", "base_models", "transformers_engine")),
 ]
 
@@ -42,9 +42,13 @@ ANSWERING = [
 def _answers_asset(system: str) -> dg.AssetsDefinition:
     """The answers of one system; adding a system adds, and runs, one asset."""
     spec = SYSTEMS[system]
+    outputs = [f"answers_{system}", f"answers_{system}_failures"]
 
     @table_assets(
-        outputs={f"answers_{system}": f"What the system {system} answered, and what it cost."},
+        outputs={
+            f"answers_{system}": f"What the system {system} answered, and what it cost.",
+            f"answers_{system}_failures": "What failed on the way to its answers.",
+        },
         group="evaluation",
         rooms=ANSWERING,
         inputs=["queries", "documents", *spec.tables],
@@ -65,18 +69,19 @@ def _answers_asset(system: str) -> dg.AssetsDefinition:
         def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
             teacher.stop()  # the GPU is this system's now
             try:
-                answered, note = answer_table(
+                answered, failures, note = answer_table(
                     home.home, corpus, system, queries, tables, settings, training
                 )
             except (SettingsError, TeacherStopped) as error:
                 raise UserError(str(error)) from error
             write_note(home.home, corpus, system, note)
-            return {f"answers_{system}": answered}, asdict(note)
+            made = (answered, failures_table(failures))
+            return dict(zip(outputs, made, strict=True)), asdict(note)
 
         yield from run_step(
             context,
             home.store,
-            [f"answers_{system}"],
+            outputs,
             settings_key(settings.evaluation, base_model_key(settings.tuning)),
             {"queries": queries, **tables, "adapter": training.adapter if training else ""},
             compute,
@@ -180,7 +185,7 @@ def control_answers(
     training = read_training(home.home, corpus, "control") if control_queries.num_rows else None
 
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
-        answered, _ = answer_table(
+        answered, _, _ = answer_table(
             home.home,
             corpus,
             "tuned",

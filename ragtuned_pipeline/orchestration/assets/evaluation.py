@@ -37,6 +37,7 @@ _STAGES = (
     "synthesis",
     "generated_queries",
     "queries",
+    *(f"answers_{system}" for system in SYSTEMS),
     "judgements",
 )
 

@@ -27,6 +27,37 @@ from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tables import failures_table
 
 _MEMORY = ("documents", "text_units", "entities", "relationships", "community_reports")
+_GENERATING = [
+    *(
+        f"evaluation/{name}.py"
+        for name in (
+            "generated_queries",
+            "local_queries",
+            "local_samples",
+            "local_templates",
+            "global_queries",
+            "query_draw",
+            "corpus_description",
+            "entity_names",
+            "quotes",
+            "queries",
+        )
+    ),
+    "evaluation/global_questions.txt",
+    *(
+        f"evaluation/prompts/{name}.md.j2"
+        for name in (
+            "corpus_description_map",
+            "corpus_description_reduce",
+            "global_questions",
+            "local_question",
+            "multi_hop_question",
+            "reverse_question",
+            "personas",
+            "tasks",
+        )
+    ),
+]
 _PAIRS = ("qa_pairs", "training_rows", "new_wording_queries")
 
 
@@ -37,12 +68,7 @@ _PAIRS = ("qa_pairs", "training_rows", "new_wording_queries")
         "generated_queries_usage": "What the teacher was asked for them; empty without one.",
     },
     group="evaluation",
-    rooms=[
-        "evaluation/generated_queries.py",
-        "evaluation/local_queries.py",
-        "evaluation/global_queries.py",
-        "evaluation/prompts",
-    ],
+    rooms=_GENERATING,
     inputs=[*_MEMORY, *_PAIRS],
     checks={"generated_queries": ["failures_share"]},
 )
@@ -117,7 +143,7 @@ def generated_questions(
         "queries_failures": "Questions that could not be used, each with its reason.",
     },
     group="evaluation",
-    rooms=["evaluation/queries.py", "evaluation/metrics.py"],
+    rooms=[f"evaluation/{name}.py" for name in ("queries", "quotes", "metrics")],
     inputs=["qa_pairs", "training_rows", "new_wording_queries", "generated_queries", "documents"],
     checks={"queries": ["no_dangling_ids"]},
 )
