@@ -42,8 +42,8 @@ class Reader:
         self._said = "".join(map(_spaced, texts))
 
     def weigh(self, question: str, texts: Sequence[str]) -> dict[str, float]:
-        """Return, in their order, the sentences of `texts` that share a word with the question, each
-        with the share of the question's information that it holds, above 0 and at most 1.
+        """Return the sentences of `texts` that share a word with the question, in their order, each
+        with the share of the question's information that it holds: above 0, at most 1.
 
         None where the question names what no text ever does. `texts` are among those that the
         reader was made with.
