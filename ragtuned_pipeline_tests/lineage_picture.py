@@ -2,8 +2,9 @@
 
     python -m ragtuned_pipeline_tests.lineage_picture
 
-One box a step, with the assets it makes (the ablation's variants are alike: one box); an arrow from each step to those that are made from its
-assets, unless it follows from other arrows. Rows are ordered by what depends on what.
+One box a step, with the assets it makes (the ablation's variants, which are alike, share one); an
+arrow from each step to those that are made from its assets, unless it follows from other arrows.
+Rows are ordered by what depends on what.
 """
 
 from __future__ import annotations

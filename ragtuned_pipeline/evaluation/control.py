@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ragtuned_pipeline.evaluation.metrics import contains, tokens
-from ragtuned_pipeline.evaluation.queries import pair_query
+from ragtuned_pipeline.evaluation.questions.queries import pair_query
 from ragtuned_pipeline.ids import seeded_int
 from ragtuned_pipeline.settings import EvaluationSettings
 from ragtuned_pipeline.tables import table

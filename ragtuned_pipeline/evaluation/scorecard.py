@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ragtuned_pipeline.evaluation.metrics import MEASURES, interval, score_answers
-from ragtuned_pipeline.evaluation.queries import QUESTION_SETS
+from ragtuned_pipeline.evaluation.questions.queries import QUESTION_SETS
 from ragtuned_pipeline.settings import TeacherSettings
 from ragtuned_pipeline.tables import table
 
@@ -27,8 +27,8 @@ MEASURE_OF_SET = dict.fromkeys(QUESTION_SETS, "contains") | {
     "unanswerable": "refused",
 }
 COSTS = ("prompt_tokens", "completion_tokens", "seconds", "calls", "money")
-# What an LLM's grade counts as, where the corpus has an answer. An answer that it gave no verdict on
-# is left out, and counted.
+# What an LLM's grade counts as, where the corpus has an answer. An answer without a verdict is left
+# out, and counted.
 GRADES = {"correct": 1.0, "partly": 0.5, "incorrect": 0.0, "declined": 0.0}
 
 

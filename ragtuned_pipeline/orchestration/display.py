@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ragtuned_pipeline.evaluation.queries import QUESTION_SETS
+from ragtuned_pipeline.evaluation.questions.queries import QUESTION_SETS
 from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET
 from ragtuned_pipeline.orchestration.runs import StepEvent
 
@@ -159,7 +159,7 @@ def show_plan(planned: FolderPlan, settings: Settings) -> None:
 
 def score_table(scorecard: Mapping[str, Any]) -> Table:
     """The scorecard as a terminal table: a row a question set, a column a system, then cost."""
-    from ragtuned_pipeline.evaluation.findings import ordered
+    from ragtuned_pipeline.evaluation.reporting.findings import ordered
 
     systems = {name: scorecard["systems"][name] for name in ordered(scorecard["systems"])}
     control = scorecard.get("control_shuffled") or {}
@@ -190,8 +190,8 @@ def score_table(scorecard: Mapping[str, Any]) -> Table:
 
 def win_table(scorecard: Mapping[str, Any]) -> Table | None:
     """How often the judge preferred the tuned model's answers to each other system's."""
-    from ragtuned_pipeline.evaluation.findings import ordered
-    from ragtuned_pipeline.evaluation.wins import OVERALL, SCOPES, seen_from
+    from ragtuned_pipeline.evaluation.reporting.findings import ordered
+    from ragtuned_pipeline.evaluation.reporting.wins import OVERALL, SCOPES, seen_from
 
     wins = {
         (win.other, win.scope): win

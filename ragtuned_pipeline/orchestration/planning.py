@@ -40,7 +40,7 @@ def plan_teaching(
     Raises:
         SettingsError: the teacher's model is not named or cannot be found.
     """
-    from ragtuned_pipeline.evaluation.query_stand_ins import query_stand_ins
+    from ragtuned_pipeline.evaluation.questions.query_stand_ins import query_stand_ins
     from ragtuned_pipeline.graph.extraction_offline import extract
     from ragtuned_pipeline.graph.report_stand_ins import report_stand_ins
     from ragtuned_pipeline.graph.stand_ins import extraction_stand_ins
@@ -67,9 +67,12 @@ def _plan_judging(
 
     Your own questions and unanswerable ones are not among them: they cost as much each.
     """
-    from ragtuned_pipeline.evaluation.grading import grade_with_teacher, queries_to_grade
-    from ragtuned_pipeline.evaluation.judge import judge_with_teacher, pairs_to_judge
-    from ragtuned_pipeline.evaluation.judge_stand_ins import answer_stand_ins, judge_stand_ins
+    from ragtuned_pipeline.evaluation.judging.grading import grade_with_teacher, queries_to_grade
+    from ragtuned_pipeline.evaluation.judging.judge import judge_with_teacher, pairs_to_judge
+    from ragtuned_pipeline.evaluation.judging.judge_stand_ins import (
+        answer_stand_ins,
+        judge_stand_ins,
+    )
     from ragtuned_pipeline.inference.plan import Planner
 
     if settings.judge.engine != "teacher":
@@ -92,7 +95,9 @@ def ask_everything(
     count: CountTokens,
 ) -> pa.Table:
     """Ask all that the steps ask, from extraction to the queries of evaluation; return these."""
-    from ragtuned_pipeline.evaluation.generated_queries import generate_queries_with_teacher
+    from ragtuned_pipeline.evaluation.questions.generated_queries import (
+        generate_queries_with_teacher,
+    )
     from ragtuned_pipeline.graph.communities import cluster
     from ragtuned_pipeline.graph.extraction_llm import extract_with_teacher
     from ragtuned_pipeline.graph.reports_llm import reports_with_teacher

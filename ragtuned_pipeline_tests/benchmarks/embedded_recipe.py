@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from ragtuned_pipeline.corpus.chunking import chunk_documents
 from ragtuned_pipeline.corpus.readers import read_folder
 from ragtuned_pipeline.evaluation.metrics import contains, tokens
-from ragtuned_pipeline.evaluation.queries import build_queries
+from ragtuned_pipeline.evaluation.questions.queries import build_queries
 from ragtuned_pipeline.graph.communities import cluster
 from ragtuned_pipeline.graph.extraction_offline import extract
 from ragtuned_pipeline.graph.reports import extractive_reports

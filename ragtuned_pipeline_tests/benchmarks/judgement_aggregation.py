@@ -16,8 +16,8 @@ import time
 import numpy as np
 import pyarrow as pa
 
-from ragtuned_pipeline.evaluation.judge import DIMENSIONS, ORDERS, Pairing, judgements_table
-from ragtuned_pipeline.evaluation.win_rates import judge_quality, win_rates
+from ragtuned_pipeline.evaluation.judging.judge import DIMENSIONS, ORDERS, Pairing, judgements_table
+from ragtuned_pipeline.evaluation.judging.win_rates import judge_quality, win_rates
 from ragtuned_pipeline_tests.evaluation.judging import answers, queries, query
 
 SYSTEMS = [f"system_{number}" for number in range(7)]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ragtuned_pipeline.evaluation.generated_queries import (
+from ragtuned_pipeline.evaluation.questions.generated_queries import (
     GeneratedQueries,
     generate_queries,
     generate_queries_with_teacher,

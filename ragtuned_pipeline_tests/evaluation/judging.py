@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ragtuned_pipeline.evaluation.judge import DIMENSIONS
+from ragtuned_pipeline.evaluation.judging.judge import DIMENSIONS
 from ragtuned_pipeline.ids import content_id
 from ragtuned_pipeline.inference.calls import Call
 from ragtuned_pipeline.tables import table

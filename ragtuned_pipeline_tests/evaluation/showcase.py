@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from ragtuned_pipeline.evaluation.judge import DIMENSIONS, ORDERS
-from ragtuned_pipeline.evaluation.report import LossCurve, ReportInputs
-from ragtuned_pipeline.evaluation.win_rates import judge_quality, win_rates
+from ragtuned_pipeline.evaluation.judging.judge import DIMENSIONS, ORDERS
+from ragtuned_pipeline.evaluation.judging.win_rates import judge_quality, win_rates
+from ragtuned_pipeline.evaluation.reporting.report import LossCurve, ReportInputs
 from ragtuned_pipeline.ids import content_id
 from ragtuned_pipeline.settings import Settings
 from ragtuned_pipeline.tables import Failure, failures_table, table

@@ -3,14 +3,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ragtuned_pipeline.evaluation.case_sources import TRAINING_ROWS, CaseSources
-from ragtuned_pipeline.evaluation.case_verdicts import (
+from ragtuned_pipeline.evaluation.reporting.case_sources import TRAINING_ROWS, CaseSources
+from ragtuned_pipeline.evaluation.reporting.case_verdicts import (
     Opinion,
     Verdict,
     points,
     verdicts_by_query,
 )
-from ragtuned_pipeline.evaluation.cases import PER_LONG_GROUP, choose_cases, is_right
+from ragtuned_pipeline.evaluation.reporting.cases import PER_LONG_GROUP, choose_cases, is_right
 from ragtuned_pipeline.evaluation.scorecard import score_each
 from ragtuned_pipeline.tables import table
 from ragtuned_pipeline_tests.evaluation import showcase, world

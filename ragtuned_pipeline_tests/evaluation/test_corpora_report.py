@@ -4,7 +4,10 @@ from typing import Any
 
 import pytest
 
-from ragtuned_pipeline.evaluation.corpora_report import render_corpora, write_corpora_report
+from ragtuned_pipeline.evaluation.reporting.corpora_report import (
+    render_corpora,
+    write_corpora_report,
+)
 from ragtuned_pipeline_tests.evaluation import showcase, world
 from ragtuned_pipeline_tests.evaluation.test_report import EVIL, Page
 

@@ -14,11 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragtuned_pipeline.evaluation.generated_queries import GeneratedQueries, generate_queries
-from ragtuned_pipeline.evaluation.global_queries import question_templates
-from ragtuned_pipeline.evaluation.local_templates import _Facts
-from ragtuned_pipeline.evaluation.queries import plain_question
-from ragtuned_pipeline.evaluation.quotes import flat
+from ragtuned_pipeline.evaluation.questions.generated_queries import (
+    GeneratedQueries,
+    generate_queries,
+)
+from ragtuned_pipeline.evaluation.questions.global_queries import question_templates
+from ragtuned_pipeline.evaluation.questions.local_templates import _Facts
+from ragtuned_pipeline.evaluation.questions.queries import plain_question
+from ragtuned_pipeline.evaluation.questions.quotes import flat
 from ragtuned_pipeline.synthesis.facts import normalised
 from ragtuned_pipeline.synthesis.gates import names_one_of
 from ragtuned_pipeline.synthesis.local import PASSAGE_GENERATOR

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ragtuned_pipeline.evaluation.grading import GRADE_PROMPT_VERSION, grade_with_teacher
-from ragtuned_pipeline.evaluation.verdicts import Grade
+from ragtuned_pipeline.evaluation.judging.grading import GRADE_PROMPT_VERSION, grade_with_teacher
+from ragtuned_pipeline.evaluation.judging.verdicts import Grade
 from ragtuned_pipeline.inference.backend import RawReply
 from ragtuned_pipeline.inference.calls import Call
 from ragtuned_pipeline.inference.engine import chat

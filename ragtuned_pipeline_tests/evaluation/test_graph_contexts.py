@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragtuned_pipeline.evaluation.graph_contexts import (
+from ragtuned_pipeline.evaluation.retrieval import text_index
+from ragtuned_pipeline.evaluation.systems.graph_contexts import (
     LocalContext,
     LocalContexts,
     ReportBatch,
     report_batches,
 )
-from ragtuned_pipeline.evaluation.retrieval import text_index
-from ragtuned_pipeline.evaluation.tokens import Tokens
+from ragtuned_pipeline.evaluation.systems.tokens import Tokens
 from ragtuned_pipeline_tests.evaluation.graph_world import (
     Community,
     Edge,

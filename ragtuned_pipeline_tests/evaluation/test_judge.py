@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragtuned_pipeline.evaluation.judge import (
+from ragtuned_pipeline.evaluation.judging.judge import (
     DIMENSIONS,
     PROMPT_VERSION,
     SAME,
@@ -21,7 +21,7 @@ from ragtuned_pipeline.evaluation.judge import (
     judge_with_teacher,
     pairs_to_judge,
 )
-from ragtuned_pipeline.evaluation.verdicts import Comparison
+from ragtuned_pipeline.evaluation.judging.verdicts import Comparison
 from ragtuned_pipeline.inference.backend import RawReply
 from ragtuned_pipeline.inference.calls import Call, Outcome, T
 from ragtuned_pipeline.inference.completions import CompletionStore, Scope

@@ -10,8 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragtuned_pipeline.evaluation.judge import DIMENSIONS, Pairing
-from ragtuned_pipeline.evaluation.judge_rules import JUDGE, better, friendliness, judge_by_rules
+from ragtuned_pipeline.evaluation.judging.judge import DIMENSIONS, Pairing
+from ragtuned_pipeline.evaluation.judging.judge_rules import (
+    JUDGE,
+    better,
+    friendliness,
+    judge_by_rules,
+)
 from ragtuned_pipeline.tables import check_schema, content_hash
 from ragtuned_pipeline_tests.evaluation import world
 from ragtuned_pipeline_tests.evaluation.judging import query

@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragtuned_pipeline.evaluation.queries import _shares, build_queries, query_row, read_gold
+from ragtuned_pipeline.evaluation.questions.queries import (
+    _shares,
+    build_queries,
+    query_row,
+    read_gold,
+)
 from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tables import Failure, check_schema, table
 from ragtuned_pipeline_tests.evaluation import world

@@ -10,14 +10,20 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ragtuned_pipeline.evaluation import local_queries
-from ragtuned_pipeline.evaluation.corpus_description import CorpusDescription
-from ragtuned_pipeline.evaluation.generated_queries import GeneratedQueries
-from ragtuned_pipeline.evaluation.global_queries import GlobalQuestions, Personas, Tasks
-from ragtuned_pipeline.evaluation.local_queries import EvaluationQuestion
-from ragtuned_pipeline.evaluation.local_samples import LOCAL, MULTI_HOP, REVERSE, Sample, Samples
-from ragtuned_pipeline.evaluation.query_stand_ins import query_stand_ins
-from ragtuned_pipeline.evaluation.quotes import flat
+from ragtuned_pipeline.evaluation.questions import local_queries
+from ragtuned_pipeline.evaluation.questions.corpus_description import CorpusDescription
+from ragtuned_pipeline.evaluation.questions.generated_queries import GeneratedQueries
+from ragtuned_pipeline.evaluation.questions.global_queries import GlobalQuestions, Personas, Tasks
+from ragtuned_pipeline.evaluation.questions.local_queries import EvaluationQuestion
+from ragtuned_pipeline.evaluation.questions.local_samples import (
+    LOCAL,
+    MULTI_HOP,
+    REVERSE,
+    Sample,
+    Samples,
+)
+from ragtuned_pipeline.evaluation.questions.query_stand_ins import query_stand_ins
+from ragtuned_pipeline.evaluation.questions.quotes import flat
 from ragtuned_pipeline.inference.calls import Call
 from ragtuned_pipeline.inference.plan import Planner, by_characters
 from ragtuned_pipeline.settings import TeacherSettings

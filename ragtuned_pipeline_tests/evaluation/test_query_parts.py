@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragtuned_pipeline.evaluation.corpus_description import (
+from ragtuned_pipeline.evaluation.questions.corpus_description import (
     Telling,
     _batches,
     described,
     extracted,
     tellings,
 )
-from ragtuned_pipeline.evaluation.entity_names import EntityNames
-from ragtuned_pipeline.evaluation.query_draw import evenly
-from ragtuned_pipeline.evaluation.quotes import flat, quotable, stands_in, statement
+from ragtuned_pipeline.evaluation.questions.entity_names import EntityNames
+from ragtuned_pipeline.evaluation.questions.query_draw import evenly
+from ragtuned_pipeline.evaluation.questions.quotes import flat, quotable, stands_in, statement
 from ragtuned_pipeline.inference.calls import Call
 from ragtuned_pipeline.synthesis.gates import names_one_of
 from ragtuned_pipeline.tables import table

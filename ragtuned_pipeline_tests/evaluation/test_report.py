@@ -10,8 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ragtuned_pipeline.evaluation import findings, plots
-from ragtuned_pipeline.evaluation.report import LossCurve, ReportInputs, render, write_report
+from ragtuned_pipeline.evaluation.reporting import findings, plots
+from ragtuned_pipeline.evaluation.reporting.report import (
+    LossCurve,
+    ReportInputs,
+    render,
+    write_report,
+)
 from ragtuned_pipeline.settings import Settings
 from ragtuned_pipeline.tables import Failure, failures_table, table
 from ragtuned_pipeline_tests.evaluation import showcase, world

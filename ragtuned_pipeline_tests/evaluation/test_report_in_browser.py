@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ragtuned_pipeline.evaluation.corpora_report import write_corpora_report
-from ragtuned_pipeline.evaluation.report import write_report
+from ragtuned_pipeline.evaluation.reporting.corpora_report import write_corpora_report
+from ragtuned_pipeline.evaluation.reporting.report import write_report
 from ragtuned_pipeline_tests.evaluation import browser, showcase
 
 pytestmark = pytest.mark.skipif(

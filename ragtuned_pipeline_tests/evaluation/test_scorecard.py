@@ -92,8 +92,12 @@ def test_grades_count_partly_as_half_and_leave_out_what_has_no_verdict() -> None
 
 @pytest.mark.parametrize(
     ("question_set", "grade", "value"),
-    [("gold_local", "declined", 0.0), ("unanswerable", "declined", 1.0)]
-    + [("unanswerable", "correct", 0.0), ("gold_local", None, None)],
+    [
+        ("gold_local", "declined", 0.0),
+        ("unanswerable", "declined", 1.0),
+        ("unanswerable", "correct", 0.0),
+        ("gold_local", None, None),
+    ],
 )
 def test_to_decline_is_right_only_where_there_is_no_answer(
     question_set: str, grade: str | None, value: float | None

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from ragtuned_pipeline.evaluation.reader import UNKNOWN, Reader
 from ragtuned_pipeline.evaluation.retrieval import VectorIndex
 from ragtuned_pipeline.evaluation.systems import (
     SYSTEMS,
@@ -26,7 +25,8 @@ from ragtuned_pipeline.evaluation.systems import (
 from ragtuned_pipeline.evaluation.systems import long_context as long
 from ragtuned_pipeline.evaluation.systems import vanilla_rag as rag
 from ragtuned_pipeline.evaluation.systems.interface import GRAPH_TABLES
-from ragtuned_pipeline.evaluation.tokens import Tokens
+from ragtuned_pipeline.evaluation.systems.reader import UNKNOWN, Reader
+from ragtuned_pipeline.evaluation.systems.tokens import Tokens
 from ragtuned_pipeline.inference.engine import ANSWER_LENGTH, Message, Reply
 from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tables import check_schema, table

@@ -7,14 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ragtuned_pipeline.evaluation.judge import DIMENSIONS, ORDERS
-from ragtuned_pipeline.evaluation.trust import (
+from ragtuned_pipeline.evaluation.judging.judge import DIMENSIONS, ORDERS
+from ragtuned_pipeline.evaluation.judging.win_rates import judge_quality, win_rates
+from ragtuned_pipeline.evaluation.reporting.trust import (
     ability_remarks,
     doubts,
     judge_remarks,
 )
-from ragtuned_pipeline.evaluation.win_rates import judge_quality, win_rates
-from ragtuned_pipeline.evaluation.wins import matrix, seen_from, win_sentence
+from ragtuned_pipeline.evaluation.reporting.wins import matrix, seen_from, win_sentence
 from ragtuned_pipeline.ids import content_id
 from ragtuned_pipeline.tables import table
 from ragtuned_pipeline_tests.evaluation import showcase, world

@@ -20,13 +20,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragtuned_pipeline.evaluation.judge import (
+from ragtuned_pipeline.evaluation.judging.judge import (
     DIMENSIONS,
     ORDERS,
     judge_with_teacher,
     pairs_to_judge,
 )
-from ragtuned_pipeline.evaluation.win_rates import judge_quality, win_rates
+from ragtuned_pipeline.evaluation.judging.win_rates import judge_quality, win_rates
 from ragtuned_pipeline.ids import seeded_int
 from ragtuned_pipeline.inference.calls import Call
 from ragtuned_pipeline.settings import JudgeSettings

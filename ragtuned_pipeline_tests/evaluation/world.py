@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ragtuned_pipeline.evaluation.control import shuffled_control
-from ragtuned_pipeline.evaluation.queries import build_queries
+from ragtuned_pipeline.evaluation.questions.queries import build_queries
 from ragtuned_pipeline.evaluation.scorecard import score
 from ragtuned_pipeline.ids import content_id
 from ragtuned_pipeline.inference.engine import Message, Reply

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ragtuned_pipeline.corpus.sentences import split_sentences
-from ragtuned_pipeline.evaluation.global_queries import question_templates
+from ragtuned_pipeline.evaluation.questions.global_queries import question_templates
 from ragtuned_pipeline.ids import seeded_int
 from ragtuned_pipeline.synthesis.gates import is_undated, names_one_of, speaks_of_its_source
 from ragtuned_pipeline.synthesis.questions import SentenceFact, Statement, facts_of, gives_away

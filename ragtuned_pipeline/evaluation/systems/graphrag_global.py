@@ -16,8 +16,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from ragtuned_pipeline.evaluation.graph_contexts import ReportBatch, report_batches
-from ragtuned_pipeline.evaluation.reader import UNKNOWN, Reader
+from ragtuned_pipeline.evaluation.systems.graph_contexts import ReportBatch, report_batches
 from ragtuned_pipeline.evaluation.systems.graphrag_local import LEAST_TOKENS, no_room, of_tokens
 from ragtuned_pipeline.evaluation.systems.interface import (
     RESERVED_TOKENS,
@@ -28,14 +27,15 @@ from ragtuned_pipeline.evaluation.systems.interface import (
     combined,
     replies,
 )
-from ragtuned_pipeline.evaluation.tokens import Tokens, context_tokens
+from ragtuned_pipeline.evaluation.systems.reader import UNKNOWN, Reader
+from ragtuned_pipeline.evaluation.systems.tokens import Tokens, context_tokens
 from ragtuned_pipeline.inference.backend import RawReply
 from ragtuned_pipeline.inference.calls import Call
 from ragtuned_pipeline.inference.engine import ChatEngine, Message
 from ragtuned_pipeline.inference.prompts import load_prompt
 from ragtuned_pipeline.inference.structured import ReplyInvalid, read_reply
 
-_PROMPTS = Path(__file__).parents[1] / "prompts"
+_PROMPTS = Path(__file__).parent / "prompts"
 _MAP, _REDUCE = _PROMPTS / "graphrag_map.md.j2", _PROMPTS / "graphrag_reduce.md.j2"
 MAP_TOKENS = 1000  # of a map reply; GraphRAG asks for as many words
 MAP_POINTS = 8  # asked for, so that a reply ends within its tokens

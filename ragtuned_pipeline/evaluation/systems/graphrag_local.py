@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ragtuned_pipeline.evaluation.graph_contexts import LocalContext, LocalContexts
 from ragtuned_pipeline.evaluation.retrieval import text_index
+from ragtuned_pipeline.evaluation.systems.graph_contexts import LocalContext, LocalContexts
 from ragtuned_pipeline.evaluation.systems.interface import Answerer, Setup, SkippedSystem
 from ragtuned_pipeline.evaluation.systems.reading import Found, read_by_base
-from ragtuned_pipeline.evaluation.tokens import Tokens
+from ragtuned_pipeline.evaluation.systems.tokens import Tokens
 
 LEAST_TOKENS = 500  # of a context that is worth its name
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ragtuned_pipeline.evaluation.retrieval import Embed
-from ragtuned_pipeline.evaluation.tokens import context_tokens
+from ragtuned_pipeline.evaluation.systems.tokens import context_tokens
 from ragtuned_pipeline.inference.engine import ChatEngine, Message, chat, system_message
 from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 from ragtuned_pipeline.settings import EMBEDDED_MODEL, EvaluationSettings

@@ -16,7 +16,7 @@ from ragtuned_pipeline.evaluation.systems.interface import (
     replies,
     with_texts,
 )
-from ragtuned_pipeline.evaluation.tokens import Tokens, context_tokens
+from ragtuned_pipeline.evaluation.systems.tokens import Tokens, context_tokens
 from ragtuned_pipeline.inference.engine import ChatEngine
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ragtuned_pipeline.evaluation.reader import Reader
 from ragtuned_pipeline.evaluation.systems.interface import (
     Answer,
     Answerer,
@@ -19,7 +18,8 @@ from ragtuned_pipeline.evaluation.systems.interface import (
     replies,
     with_texts,
 )
-from ragtuned_pipeline.evaluation.tokens import Tokens
+from ragtuned_pipeline.evaluation.systems.reader import Reader
+from ragtuned_pipeline.evaluation.systems.tokens import Tokens
 from ragtuned_pipeline.inference.engine import ChatEngine
 
 QUOTES = "an extractive reader (it quotes the sentences that hold most of the question; no model)"

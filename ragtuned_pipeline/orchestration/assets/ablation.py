@@ -11,7 +11,6 @@ from ragtuned_pipeline.evaluation.ablation import VARIANTS
 from ragtuned_pipeline.orchestration.answering import answer_table
 from ragtuned_pipeline.orchestration.assets.answers import ANSWERING
 from ragtuned_pipeline.orchestration.assets.judging import (
-    JUDGING,
     judge_answers,
     judge_key,
     judges,
@@ -181,7 +180,7 @@ variant_assets = [asset for name in VARIANTS for asset in _variant_assets(name)]
         "ablation_judgements_usage": "What the judge was asked; empty where rules judge.",
     },
     group="ablation",
-    rooms=[*JUDGING, "evaluation/win_rates.py", "evaluation/ablation.py"],
+    rooms=["evaluation/judging", "evaluation/ablation.py"],
     inputs=["queries", "documents", *(f"answers_ablation_{name}" for name in VARIANTS)],
 )
 def ablation_judging(
@@ -193,7 +192,7 @@ def ablation_judging(
     **variants: pa.Table,
 ) -> Iterator[Any]:
     from ragtuned_pipeline.evaluation.ablation import variant_queries
-    from ragtuned_pipeline.evaluation.win_rates import win_rates
+    from ragtuned_pipeline.evaluation.judging.win_rates import win_rates
 
     own = home.home.settings(context.partition_key)
     # Every two variants are compared: none of them is "the" tuned model.

@@ -33,8 +33,7 @@ from ragtuned_pipeline.tables import failures_table
 
 ANSWERING = [
     "evaluation/systems",
-    *(f"evaluation/{name}.py" for name in ("retrieval", "reader", "tokens", "graph_contexts")),
-    *(f"evaluation/prompts/graphrag_{name}.md.j2" for name in ("map", "reduce")),
+    "evaluation/retrieval.py",
     *(f"inference/{name}.py" for name in ("engine", "base_models", "transformers_engine")),
 ]
 

@@ -177,7 +177,7 @@ def _judge(
     settings: Settings, judgements: pa.Table, queries: pa.Table, answers: pa.Table
 ) -> dict[str, Any]:
     """Who judged, how it was set, and how far its verdicts can be trusted."""
-    from ragtuned_pipeline.evaluation.win_rates import judge_quality
+    from ragtuned_pipeline.evaluation.judging.win_rates import judge_quality
 
     if settings.judge.engine == "none":
         return {"engine": "none"}
@@ -245,7 +245,7 @@ def report(
     grades: pa.Table,
 ) -> dg.MaterializeResult[Any]:
     """One self-contained page: scores, plots, cases side by side, coverage, failures, method."""
-    from ragtuned_pipeline.evaluation.report import LossCurve, ReportInputs, write_report
+    from ragtuned_pipeline.evaluation.reporting.report import LossCurve, ReportInputs, write_report
 
     corpus, folder = context.partition_key, home.home.report(context.partition_key)
     trainings = {
@@ -292,7 +292,7 @@ def corpora_report(
     context: dg.AssetExecutionContext, home: HomeResource
 ) -> dg.MaterializeResult[Any]:
     """One page across all corpora of the home that have a scorecard, this one among them."""
-    from ragtuned_pipeline.evaluation.corpora_report import write_corpora_report
+    from ragtuned_pipeline.evaluation.reporting.corpora_report import write_corpora_report
 
     place = home.home
     files = {name: place.report(name) / "scorecard.json" for name in place.names()}

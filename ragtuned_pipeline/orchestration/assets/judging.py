@@ -29,18 +29,6 @@ from ragtuned_pipeline.orchestration.training import read_training
 from ragtuned_pipeline.settings import Settings, SettingsError
 from ragtuned_pipeline.tables import Failure, failures_table, table
 
-JUDGING = [
-    f"evaluation/{name}"
-    for name in (
-        "judge.py",
-        "verdicts.py",
-        "judge_rules.py",
-        "grading.py",
-        "prompts/judge.md.j2",
-        "prompts/grade.md.j2",
-    )
-]
-
 
 def judges(settings: Settings) -> Settings | None:
     """Return the settings with the judge as the teacher; None where no model judges.
@@ -72,8 +60,8 @@ def judge_answers(
     asked: ShownTeacher | None,
 ) -> tuple[pa.Table, list[Failure]]:
     """Return the table judgements of `answers`, and what could not be judged."""
-    from ragtuned_pipeline.evaluation.judge import judge_with_teacher, pairs_to_judge
-    from ragtuned_pipeline.evaluation.judge_rules import judge_by_rules
+    from ragtuned_pipeline.evaluation.judging.judge import judge_with_teacher, pairs_to_judge
+    from ragtuned_pipeline.evaluation.judging.judge_rules import judge_by_rules
 
     if settings.judge.engine == "none":
         return table("judgements", []), []
@@ -91,7 +79,7 @@ def judge_answers(
         "judgements_usage": "What the judge was asked; empty where rules judge.",
     },
     group="evaluation",
-    rooms=JUDGING,
+    rooms=["evaluation/judging"],
     inputs=["queries", "answers", "documents"],
     checks={"judgements": ["failures_share"]},
 )
@@ -103,7 +91,7 @@ def judging(
     answers: pa.Table,
     documents: pa.Table,
 ) -> Iterator[Any]:
-    from ragtuned_pipeline.evaluation.grading import grade_with_teacher, queries_to_grade
+    from ragtuned_pipeline.evaluation.judging.grading import grade_with_teacher, queries_to_grade
 
     settings = home.home.settings(context.partition_key)
     by_model = judges(settings)
@@ -154,13 +142,13 @@ def judging(
 @table_assets(
     outputs={"win_rates": "How often each system's answers were preferred, with intervals."},
     group="evaluation",
-    rooms=["evaluation/win_rates.py"],
+    rooms=["evaluation/judging/win_rates.py", "evaluation/judging/judge.py"],
     inputs=["judgements", "queries"],
 )
 def winning(
     context: dg.AssetExecutionContext, home: HomeResource, judgements: pa.Table, queries: pa.Table
 ) -> Iterator[Any]:
-    from ragtuned_pipeline.evaluation.win_rates import win_rates
+    from ragtuned_pipeline.evaluation.judging.win_rates import win_rates
 
     seed = home.home.settings(context.partition_key).evaluation.seed
 

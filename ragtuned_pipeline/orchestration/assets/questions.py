@@ -27,37 +27,6 @@ from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tables import failures_table
 
 _MEMORY = ("documents", "text_units", "entities", "relationships", "community_reports")
-_GENERATING = [
-    *(
-        f"evaluation/{name}.py"
-        for name in (
-            "generated_queries",
-            "local_queries",
-            "local_samples",
-            "local_templates",
-            "global_queries",
-            "query_draw",
-            "corpus_description",
-            "entity_names",
-            "quotes",
-            "queries",
-        )
-    ),
-    "evaluation/global_questions.txt",
-    *(
-        f"evaluation/prompts/{name}.md.j2"
-        for name in (
-            "corpus_description_map",
-            "corpus_description_reduce",
-            "global_questions",
-            "local_question",
-            "multi_hop_question",
-            "reverse_question",
-            "personas",
-            "tasks",
-        )
-    ),
-]
 _PAIRS = ("qa_pairs", "training_rows", "new_wording_queries")
 
 
@@ -68,7 +37,7 @@ _PAIRS = ("qa_pairs", "training_rows", "new_wording_queries")
         "generated_queries_usage": "What the teacher was asked for them; empty without one.",
     },
     group="evaluation",
-    rooms=_GENERATING,
+    rooms=["evaluation/questions"],
     inputs=[*_MEMORY, *_PAIRS],
     checks={"generated_queries": ["failures_share"]},
 )
@@ -78,7 +47,7 @@ def generated_questions(
     teacher: TeacherResource,
     **tables: pa.Table,
 ) -> Iterator[Any]:
-    from ragtuned_pipeline.evaluation.generated_queries import (
+    from ragtuned_pipeline.evaluation.questions.generated_queries import (
         generate_queries,
         generate_queries_with_teacher,
     )
@@ -143,7 +112,7 @@ def generated_questions(
         "queries_failures": "Questions that could not be used, each with its reason.",
     },
     group="evaluation",
-    rooms=[f"evaluation/{name}.py" for name in ("queries", "quotes", "metrics")],
+    rooms=["evaluation/questions", "evaluation/metrics.py"],
     inputs=["qa_pairs", "training_rows", "new_wording_queries", "generated_queries", "documents"],
     checks={"queries": ["no_dangling_ids"]},
 )
@@ -156,7 +125,7 @@ def questions(
     generated_queries: pa.Table,
     documents: pa.Table,
 ) -> Iterator[Any]:
-    from ragtuned_pipeline.evaluation.queries import build_queries
+    from ragtuned_pipeline.evaluation.questions.queries import build_queries
 
     corpus = context.partition_key
     settings = home.home.settings(corpus).evaluation

@@ -31,7 +31,7 @@ def lora_adapter(
     qa_pairs: pa.Table,
 ) -> dg.MaterializeResult[Any]:
     """A LoRA adapter of the base model, tuned on the training rows by TRL's SFTTrainer."""
-    from ragtuned_pipeline.evaluation.queries import trained_facts
+    from ragtuned_pipeline.evaluation.questions.queries import trained_facts
 
     teacher.stop()  # the GPU is the trainer's now
     corpus = context.partition_key

@@ -13,16 +13,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from ragtuned_pipeline.evaluation import global_queries, local_queries, local_templates
-from ragtuned_pipeline.evaluation.corpus_description import (
+from ragtuned_pipeline.evaluation.questions import global_queries, local_queries, local_templates
+from ragtuned_pipeline.evaluation.questions.corpus_description import (
     STAGE,
     described,
     extracted,
     tellings,
 )
-from ragtuned_pipeline.evaluation.entity_names import EntityNames
-from ragtuned_pipeline.evaluation.global_queries import Asked
-from ragtuned_pipeline.evaluation.queries import query_row
+from ragtuned_pipeline.evaluation.questions.entity_names import EntityNames
+from ragtuned_pipeline.evaluation.questions.global_queries import Asked
+from ragtuned_pipeline.evaluation.questions.queries import query_row
 from ragtuned_pipeline.inference.calls import Teacher
 from ragtuned_pipeline.settings import EvaluationSettings
 from ragtuned_pipeline.tables import Failure, table

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ragtuned_pipeline.evaluation.metrics import tokens
-from ragtuned_pipeline.evaluation.quotes import statement
+from ragtuned_pipeline.evaluation.questions.quotes import statement
 from ragtuned_pipeline.ids import content_id, seeded_int
 from ragtuned_pipeline.settings import EvaluationSettings, SettingsError
 from ragtuned_pipeline.tables import Failure, table

@@ -21,11 +21,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ragtuned_pipeline.evaluation.corpus_description import STAGE
-from ragtuned_pipeline.evaluation.local_samples import LOCAL, MULTI_HOP, REVERSE, Rows
-from ragtuned_pipeline.evaluation.queries import longest_answers, plain_question, query_row
-from ragtuned_pipeline.evaluation.query_draw import evenly
-from ragtuned_pipeline.evaluation.quotes import flat, statement
+from ragtuned_pipeline.evaluation.questions.corpus_description import STAGE
+from ragtuned_pipeline.evaluation.questions.local_samples import LOCAL, MULTI_HOP, REVERSE, Rows
+from ragtuned_pipeline.evaluation.questions.queries import (
+    longest_answers,
+    plain_question,
+    query_row,
+)
+from ragtuned_pipeline.evaluation.questions.query_draw import evenly
+from ragtuned_pipeline.evaluation.questions.quotes import flat, statement
 from ragtuned_pipeline.ids import seeded_int
 from ragtuned_pipeline.settings import EvaluationSettings
 from ragtuned_pipeline.synthesis.facts import RELATIONSHIP

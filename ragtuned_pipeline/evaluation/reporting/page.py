@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from ragtuned_pipeline.evaluation import findings
+from ragtuned_pipeline.evaluation.reporting import findings
 
 TEMPLATES = Path(__file__).parent / "templates"
 # A system keeps its colour wherever it is shown; others than these share the last ones.

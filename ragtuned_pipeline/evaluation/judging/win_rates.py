@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ragtuned_pipeline.evaluation.judge import DIMENSIONS, ORDERS
+from ragtuned_pipeline.evaluation.judging.judge import DIMENSIONS, ORDERS
 from ragtuned_pipeline.evaluation.metrics import alternatives, contains, tokens
 from ragtuned_pipeline.ids import seeded_int
 from ragtuned_pipeline.tables import SCHEMAS

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ragtuned_pipeline.evaluation.findings import listed, percent, the
+from ragtuned_pipeline.evaluation.reporting.findings import listed, percent, the
 
 OVERALL = "overall"
 SCOPES = ("local", "global")

@@ -15,9 +15,9 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from ragtuned_pipeline.evaluation.corpus_description import STAGE
-from ragtuned_pipeline.evaluation.entity_names import EntityNames
-from ragtuned_pipeline.evaluation.quotes import flat
+from ragtuned_pipeline.evaluation.questions.corpus_description import STAGE
+from ragtuned_pipeline.evaluation.questions.entity_names import EntityNames
+from ragtuned_pipeline.evaluation.questions.quotes import flat
 from ragtuned_pipeline.inference.calls import Call, Completed, T, Teacher
 from ragtuned_pipeline.inference.prompts import load_prompt
 from ragtuned_pipeline.synthesis import gates

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ragtuned_pipeline.evaluation.queries import QUESTION_SETS
+from ragtuned_pipeline.evaluation.questions.queries import QUESTION_SETS
 from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET
 
 SYSTEM_LABELS = {

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from ragtuned_pipeline.corpus.sentences import sentences_of, split_sentences
-from ragtuned_pipeline.evaluation.judge import DIMENSIONS, ORDERS, Pairing, judgements_table
+from ragtuned_pipeline.evaluation.judging.judge import DIMENSIONS, ORDERS, Pairing, judgements_table
 from ragtuned_pipeline.evaluation.metrics import alternatives, contains, is_refusal, tokens
 from ragtuned_pipeline.evaluation.retrieval import terms
 

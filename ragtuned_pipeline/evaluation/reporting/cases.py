@@ -11,16 +11,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from ragtuned_pipeline.evaluation.case_sources import CaseSources, TrainingRow
-from ragtuned_pipeline.evaluation.case_verdicts import (
+from ragtuned_pipeline.evaluation.questions.queries import QUESTION_SETS
+from ragtuned_pipeline.evaluation.reporting.case_sources import CaseSources, TrainingRow
+from ragtuned_pipeline.evaluation.reporting.case_verdicts import (
     Verdict,
     disagreeing,
     grade_reasons,
     points,
     verdicts_by_query,
 )
-from ragtuned_pipeline.evaluation.findings import ordered
-from ragtuned_pipeline.evaluation.queries import QUESTION_SETS
+from ragtuned_pipeline.evaluation.reporting.findings import ordered
 from ragtuned_pipeline.evaluation.scorecard import Scored
 
 PER_GROUP = 4

@@ -11,9 +11,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ragtuned_pipeline.evaluation.corpus_description import CorpusDescription
-from ragtuned_pipeline.evaluation.global_queries import GlobalQuestions, Persona, Personas, Tasks
-from ragtuned_pipeline.evaluation.local_queries import EvaluationQuestion
+from ragtuned_pipeline.evaluation.questions.corpus_description import CorpusDescription
+from ragtuned_pipeline.evaluation.questions.global_queries import (
+    GlobalQuestions,
+    Persona,
+    Personas,
+    Tasks,
+)
+from ragtuned_pipeline.evaluation.questions.local_queries import EvaluationQuestion
 from ragtuned_pipeline.ids import seeded_int
 from ragtuned_pipeline.inference.calls import Call
 from ragtuned_pipeline.inference.plan import StandIn

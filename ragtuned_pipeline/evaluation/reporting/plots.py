@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from ragtuned_pipeline.evaluation.findings import percent
+from ragtuned_pipeline.evaluation.reporting.findings import percent
 
 WIDTH = 316  # of every plot, in the units of its viewBox
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ragtuned_pipeline.evaluation.verdicts import (
+from ragtuned_pipeline.evaluation.judging.verdicts import (
     Comparison,
     material,
     prompt,

@@ -10,13 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from ragtuned_pipeline.evaluation import findings, trust, wins
-from ragtuned_pipeline.evaluation import report_sections as sections
-from ragtuned_pipeline.evaluation.case_sources import CaseSources
-from ragtuned_pipeline.evaluation.cases import choose_cases, is_right
-from ragtuned_pipeline.evaluation.page import picture_address, render_page, sentence_case
-from ragtuned_pipeline.evaluation.queries import QUESTION_SETS
-from ragtuned_pipeline.evaluation.report_sections import LossCurve
+from ragtuned_pipeline.evaluation.questions.queries import QUESTION_SETS
+from ragtuned_pipeline.evaluation.reporting import findings, trust, wins
+from ragtuned_pipeline.evaluation.reporting import report_sections as sections
+from ragtuned_pipeline.evaluation.reporting.case_sources import CaseSources
+from ragtuned_pipeline.evaluation.reporting.cases import choose_cases, is_right
+from ragtuned_pipeline.evaluation.reporting.page import picture_address, render_page, sentence_case
+from ragtuned_pipeline.evaluation.reporting.report_sections import LossCurve
 from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET, score_each, write_text
 from ragtuned_pipeline.settings import EMBEDDED_MODEL
 

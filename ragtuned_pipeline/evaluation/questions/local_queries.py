@@ -18,18 +18,18 @@ from typing import Annotated, Any
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
-from ragtuned_pipeline.evaluation.corpus_description import STAGE
-from ragtuned_pipeline.evaluation.local_samples import (
+from ragtuned_pipeline.evaluation.metrics import tokens
+from ragtuned_pipeline.evaluation.questions.corpus_description import STAGE
+from ragtuned_pipeline.evaluation.questions.local_samples import (
     LOCAL,
     MULTI_HOP,
     REVERSE,
     Sample,
     Samples,
 )
-from ragtuned_pipeline.evaluation.metrics import tokens
-from ragtuned_pipeline.evaluation.queries import query_row
-from ragtuned_pipeline.evaluation.query_draw import evenly
-from ragtuned_pipeline.evaluation.quotes import flat, stands_in
+from ragtuned_pipeline.evaluation.questions.queries import query_row
+from ragtuned_pipeline.evaluation.questions.query_draw import evenly
+from ragtuned_pipeline.evaluation.questions.quotes import flat, stands_in
 from ragtuned_pipeline.inference.calls import Call, Failed, Teacher
 from ragtuned_pipeline.inference.prompts import load_prompt
 from ragtuned_pipeline.settings import EvaluationSettings

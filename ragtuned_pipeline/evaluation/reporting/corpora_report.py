@@ -9,10 +9,10 @@ from statistics import fmean
 from typing import Any
 from urllib.parse import quote
 
-from ragtuned_pipeline.evaluation import findings, trust, wins
-from ragtuned_pipeline.evaluation.page import render_page
-from ragtuned_pipeline.evaluation.queries import QUESTION_SETS
-from ragtuned_pipeline.evaluation.report_sections import MEASURE_LABELS
+from ragtuned_pipeline.evaluation.questions.queries import QUESTION_SETS
+from ragtuned_pipeline.evaluation.reporting import findings, trust, wins
+from ragtuned_pipeline.evaluation.reporting.page import render_page
+from ragtuned_pipeline.evaluation.reporting.report_sections import MEASURE_LABELS
 from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET, write_text
 
 Scorecards = Mapping[str, Mapping[str, Any]]

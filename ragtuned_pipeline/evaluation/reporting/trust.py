@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ragtuned_pipeline.evaluation.findings import SET_LABELS, control_apart, label, percent
+from ragtuned_pipeline.evaluation.reporting.findings import (
+    SET_LABELS,
+    control_apart,
+    label,
+    percent,
+)
 
 # Where a number of the judge's becomes a reason to doubt it; this project's choice.
 MAX_DISAGREEMENTS = 0.2  # of the pairs, between the two orders

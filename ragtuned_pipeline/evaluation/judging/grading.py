@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ragtuned_pipeline.evaluation.verdicts import (
+from ragtuned_pipeline.evaluation.judging.verdicts import (
     Grade,
     material,
     prompt,

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ragtuned_pipeline.evaluation import findings, plots
-from ragtuned_pipeline.evaluation.page import sentence_case, style
-from ragtuned_pipeline.evaluation.queries import QUESTION_SETS
-from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET
-from ragtuned_pipeline.evaluation.wins import (
+from ragtuned_pipeline.evaluation.questions.queries import QUESTION_SETS
+from ragtuned_pipeline.evaluation.reporting import findings, plots
+from ragtuned_pipeline.evaluation.reporting.page import sentence_case, style
+from ragtuned_pipeline.evaluation.reporting.wins import (
     OVERALL,
     SCOPE_LABELS,
     SCOPES,
@@ -24,6 +23,7 @@ from ragtuned_pipeline.evaluation.wins import (
     matrix,
     seen_from,
 )
+from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET
 
 if TYPE_CHECKING:
     from markupsafe import Markup

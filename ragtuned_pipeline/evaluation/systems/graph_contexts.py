@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ragtuned_pipeline.evaluation.tokens import Tokens
+from ragtuned_pipeline.evaluation.systems.tokens import Tokens
 from ragtuned_pipeline.graph.descriptions import CountTokens
 from ragtuned_pipeline.ids import seeded_int
 

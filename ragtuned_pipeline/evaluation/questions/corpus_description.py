@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, BeforeValidator, Field
 
 from ragtuned_pipeline.corpus.sentences import split_sentences
-from ragtuned_pipeline.evaluation.quotes import flat
+from ragtuned_pipeline.evaluation.questions.quotes import flat
 from ragtuned_pipeline.inference.calls import Call, Completed, Teacher
 from ragtuned_pipeline.inference.prompts import load_prompt
 from ragtuned_pipeline.tables import Failure

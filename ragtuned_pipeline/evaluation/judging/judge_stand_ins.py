@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel
 
-from ragtuned_pipeline.evaluation.verdicts import Compared, Comparison, Grade
+from ragtuned_pipeline.evaluation.judging.verdicts import Compared, Comparison, Grade
 from ragtuned_pipeline.ids import content_id
 from ragtuned_pipeline.inference.calls import Call
 from ragtuned_pipeline.inference.limits import CHARACTERS_A_TOKEN

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ragtuned_pipeline.evaluation.quotes import flat
+from ragtuned_pipeline.evaluation.questions.quotes import flat
 from ragtuned_pipeline.ids import seeded_int
 from ragtuned_pipeline.synthesis.facts import up_to
 from ragtuned_pipeline.synthesis.sources import spoken_date

@@ -1,0 +1,1 @@
+"""Who compares and grades answers, and how far that can be trusted."""

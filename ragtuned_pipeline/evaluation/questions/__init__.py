@@ -1,0 +1,1 @@
+"""The questions that every system is asked, made and drawn."""

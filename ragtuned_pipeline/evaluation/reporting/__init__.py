@@ -1,0 +1,1 @@
+"""The pages: what the numbers say, in words, plots and cases."""
