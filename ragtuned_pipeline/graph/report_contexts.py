@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ragtuned_pipeline.graph.descriptions import CountTokens
+from ragtuned_pipeline.graph.references import rows_of, rows_of_lists
 
 _REPORTS = "# Reports of sub-communities\n\n"
 _ENTITIES = "# Entities\nid | name | type | description\n"
@@ -95,7 +95,7 @@ class ReportContexts:
         self._edges = _lines(relationships, ["source", "target", "description"])
         # An item is a relationship with its ends, or an entity alone: items from len(edges) on.
         alone = np.arange(entities.num_rows)
-        ends = [_rows_of(relationships[end], entities["id"]) for end in ("source_id", "target_id")]
+        ends = [rows_of(relationships[end], entities["id"]) for end in ("source_id", "target_id")]
         self._ends = np.stack([np.r_[end, alone] for end in ends], axis=1)
         lengths = count_tokens([*self._entities.text, *self._edges.text])
         self._entity_tokens, edge_tokens = np.split(lengths, [entities.num_rows])
@@ -215,22 +215,6 @@ def _lines(table: pa.Table, columns: Sequence[str]) -> _Lines:
     return _Lines(line.to_pylist(), number.to_pylist())
 
 
-def _rows_of(ids: pa.ChunkedArray | pa.Array, known: pa.ChunkedArray) -> np.ndarray:
-    """Return the row of each id in `known`."""
-    rows = pc.index_in(ids, value_set=known)
-    if rows.null_count:
-        missing = ids.filter(pc.is_null(rows))[0].as_py()
-        raise ValueError(f"{missing} is named in the graph but is not in its table; build it again")
-    return np.array(rows, dtype=np.int64)
-
-
-def _flat(lists: pa.ChunkedArray, known: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each element of a column of lists its list's row and its own row in `known`."""
-    column: Any = lists.combine_chunks()
-    owner = np.array(pc.list_parent_indices(column), dtype=np.int64)
-    return owner, _rows_of(pc.list_flatten(column), known)
-
-
 def _items(
     communities: pa.Table, entities: pa.Table, relationships: pa.Table, ends: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -238,8 +222,8 @@ def _items(
 
     The third array holds row * number of entities + entity, once for each entity of a community.
     """
-    holder, edge = _flat(communities["relationship_ids"], relationships["id"])
-    owner, member = _flat(communities["entity_ids"], entities["id"])
+    holder, edge = rows_of_lists(communities["relationship_ids"], relationships["id"])
+    owner, member = rows_of_lists(communities["entity_ids"], entities["id"])
     size = max(entities.num_rows, 1)
     linked = np.unique(holder[:, None] * size + ends[edge])
     alone = ~np.isin(owner * size + member, linked)

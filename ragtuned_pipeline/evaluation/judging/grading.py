@@ -13,11 +13,12 @@ from ragtuned_pipeline.evaluation.judging.verdicts import (
     material,
     prompt,
     prompt_version,
+    replies_of,
     right_answers,
     shown_answer,
 )
 from ragtuned_pipeline.ids import content_id, seeded_int
-from ragtuned_pipeline.inference.calls import Call, Failed, Teacher
+from ragtuned_pipeline.inference.calls import Call, Teacher
 from ragtuned_pipeline.settings import JudgeSettings
 from ragtuned_pipeline.tables import Failure, table
 
@@ -71,13 +72,7 @@ def grade_with_teacher(
         for system in systems
     ]
     calls = (_call(query, system, answer) for query, system, answer in cells if answer.strip())
-    replies: dict[str, Grade | Failure] = {}
-    for outcome in teacher.complete(calls):
-        item = outcome.call.item_id
-        if isinstance(outcome, Failed):
-            replies[item] = Failure("grading", item, outcome.reason, outcome.attempts)
-        else:
-            replies[item] = outcome.value
+    replies = replies_of(teacher, calls)
     judge = f"{identity}, prompt {GRADE_PROMPT_VERSION}"
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []

@@ -18,11 +18,12 @@ from ragtuned_pipeline.evaluation.judging.verdicts import (
     material,
     prompt,
     prompt_version,
+    replies_of,
     right_answers,
     shown_answer,
 )
 from ragtuned_pipeline.ids import content_id, seeded_int
-from ragtuned_pipeline.inference.calls import Call, Failed, Teacher
+from ragtuned_pipeline.inference.calls import Call, Teacher
 from ragtuned_pipeline.settings import JudgeSettings
 from ragtuned_pipeline.tables import SCHEMAS, Failure
 
@@ -131,14 +132,8 @@ def judge_with_teacher(
     Raises:
         TeacherStopped: as `teacher` does.
     """
-    replies: dict[str, Comparison | Failure] = {}
     calls = (_call(pairing, order) for pairing in pairings if not pairing.same for order in ORDERS)
-    for outcome in teacher.complete(calls):
-        item = outcome.call.item_id
-        if isinstance(outcome, Failed):
-            replies[item] = Failure("judging", item, outcome.reason, outcome.attempts)
-        else:
-            replies[item] = outcome.value
+    replies = replies_of(teacher, calls)
     verdicts: list[str | None] = []
     reasons: list[str] = []
     for pairing in pairings:

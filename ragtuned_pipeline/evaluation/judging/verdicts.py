@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
 from ragtuned_pipeline.evaluation.metrics import alternatives
+from ragtuned_pipeline.inference.calls import Call, Failed, T, Teacher
 from ragtuned_pipeline.inference.prompts import Prompt, load_prompt
+from ragtuned_pipeline.tables import Failure
 
 _PROMPTS = Path(__file__).parent / "prompts"
 
@@ -94,6 +96,24 @@ class Grade(BaseModel):
     verdict: Annotated[
         Literal["correct", "partly", "incorrect", "declined"], BeforeValidator(_grade_meant)
     ]
+
+
+def replies_of(teacher: Teacher, calls: Iterable[Call[T]]) -> dict[str, T | Failure]:
+    """Return for each call's item the reply, or the failure (its stage is the call's step).
+
+    Raises:
+        TeacherStopped: as `teacher` does.
+    """
+    replies: dict[str, T | Failure] = {}
+    for outcome in teacher.complete(calls):
+        call = outcome.call
+        if isinstance(outcome, Failed):
+            replies[call.item_id] = Failure(
+                call.step, call.item_id, outcome.reason, outcome.attempts
+            )
+        else:
+            replies[call.item_id] = outcome.value
+    return replies
 
 
 def prompt(name: str) -> Prompt:

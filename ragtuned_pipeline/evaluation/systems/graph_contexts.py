@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 
 from ragtuned_pipeline.evaluation.systems.tokens import Tokens
 from ragtuned_pipeline.graph.descriptions import CountTokens
+from ragtuned_pipeline.graph.references import rows_of, rows_of_lists
 from ragtuned_pipeline.ids import seeded_int
 
 REPORT_SHARE, TEXT_SHARE = 0.15, 0.5  # of local search's tokens; the rest is the graph's
@@ -105,7 +106,7 @@ class LocalContexts:
         self._report_of = _reports_of_entities(tables, level)
         self._report_rank = np.array(pc.fill_null(reports["rank"], 0.0), dtype=np.float64)
         self._ends = np.stack(
-            [_rows(relationships[end], entities["id"]) for end in ("source_id", "target_id")],
+            [rows_of(relationships[end], entities["id"]) for end in ("source_id", "target_id")],
             axis=1,
         )
         self._edges_of = _Lists.of_pairs(
@@ -122,8 +123,8 @@ class LocalContexts:
         """Return the context of the entities in the rows `selected`, the nearest to a question
         first."""
         chosen = np.array(selected, dtype=np.int64)
-        reports, summaries = self._report_rows(chosen)
-        entities, edges, left_out = self._graph_rows(chosen)
+        reports, summaries = self._reportrows_of(chosen)
+        entities, edges, left_out = self._graphrows_of(chosen)
         units = _distinct(self._units_of.of(chosen))
         room = self._source_room - self._sources.head_tokens
         units = units[: self._sources.count_fitting(units, room)]
@@ -140,7 +141,7 @@ class LocalContexts:
             left_out,
         )
 
-    def _report_rows(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _reportrows_of(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the reports that fit their share whole, and the next ones whose summaries do."""
         ordered = self._reports_by_matches(chosen)
         room = self._report_room - self._reports.head_tokens
@@ -149,7 +150,7 @@ class LocalContexts:
         room -= self._reports.length(whole)
         return whole, rest[: self._reports.count_fitting(rest + len(self._report_rank), room)]
 
-    def _graph_rows(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    def _graphrows_of(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         """Return the entities and relationships that fit the graph's share: the relationships
         between the entities, the entities, then other relationships; and how many of the first
         do not fit."""
@@ -305,7 +306,7 @@ def _reports_of_entities(tables: Mapping[str, pa.Table], level: int) -> np.ndarr
         pc.and_(pc.is_valid(report), pc.less_equal(communities["level"], level))
     )
     usable = usable.sort_by([("level", "ascending"), ("community", "ascending")])
-    owner, entity = _flat(usable["entity_ids"], tables["entities"]["id"])
+    owner, entity = rows_of_lists(usable["entity_ids"], tables["entities"]["id"])
     found = np.full(tables["entities"].num_rows, -1)
     found[entity] = np.array(usable["report"], dtype=np.int64)[owner]  # the last one stays
     return found
@@ -315,11 +316,11 @@ def _units_by_relationships(tables: Mapping[str, pa.Table], ends: np.ndarray) ->
     """Return each entity's text units, those with the most relationships of the entity first."""
     units, entities = tables["text_units"], tables["entities"]
     size = max(units.num_rows, 1)
-    edge, where = _flat(tables["relationships"]["text_unit_ids"], units["id"])
+    edge, where = rows_of_lists(tables["relationships"]["text_unit_ids"], units["id"])
     loop = ends[edge, 0] == ends[edge, 1]
     keys = np.r_[ends[edge, 0] * size + where, (ends[edge, 1] * size + where)[~loop]]
     keys.sort()
-    owner, unit = _flat(entities["text_unit_ids"], units["id"])
+    owner, unit = rows_of_lists(entities["text_unit_ids"], units["id"])
     wanted = owner * size + unit
     relationships = np.searchsorted(keys, wanted, "right") - np.searchsorted(keys, wanted, "left")
     order = np.lexsort((np.arange(len(owner)), -relationships, owner))
@@ -329,16 +330,16 @@ def _units_by_relationships(tables: Mapping[str, pa.Table], ends: np.ndarray) ->
 def _occurrence_weights(tables: Mapping[str, pa.Table], used: np.ndarray) -> np.ndarray:
     """Return for each report the text units of its community's entities, by the most of any."""
     units, entities = tables["text_units"], tables["entities"]
-    owner, unit = _flat(entities["text_unit_ids"], units["id"])
+    owner, unit = rows_of_lists(entities["text_unit_ids"], units["id"])
     units_of = _Lists.of_pairs(owner, unit, entities.num_rows)
     communities = tables["communities"]
-    community, entity = _flat(communities["entity_ids"], entities["id"])
+    community, entity = rows_of_lists(communities["entity_ids"], entities["id"])
     holder = np.repeat(community, units_of.lengths(entity))
     size = max(units.num_rows, 1)
     held = np.unique(holder * size + units_of.of(entity)) // size
     counts = np.bincount(held, minlength=communities.num_rows)
     reported = tables["community_reports"]["community"].take(used)
-    counted = counts[_rows(reported, communities["community"])]
+    counted = counts[rows_of(reported, communities["community"])]
     return np.asarray(counted / max(counted.max(), 1))
 
 
@@ -371,19 +372,3 @@ def _one_line(table: pa.Table, *names: str) -> list[str]:
     """Return the rows' human_readable_id and cells, each row without line breaks inside."""
     cells = [table["human_readable_id"], *(table[name] for name in names)]
     return [" ".join(line.split()) + "\n" for line in _joined(*cells)]
-
-
-def _rows(ids: Any, known: Any) -> np.ndarray:
-    """Return the row of each id in `known`."""
-    rows = pc.index_in(ids, value_set=known)
-    if rows.null_count:
-        missing = ids.filter(pc.is_null(rows))[0].as_py()
-        raise ValueError(f"{missing} is named in the graph but is not in its table; build it again")
-    return np.array(rows, dtype=np.int64)
-
-
-def _flat(lists: pa.ChunkedArray, known: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each element of a column of lists its list's row and its own row in `known`."""
-    column: Any = lists.combine_chunks()
-    owner = np.array(pc.list_parent_indices(column), dtype=np.int64)
-    return owner, _rows(pc.list_flatten(column), known)
