@@ -3,6 +3,7 @@ return it with its data version, its metadata and the results of its checks."""
 
 from __future__ import annotations
 
+import ast
 import functools
 import json
 import warnings
@@ -58,6 +59,47 @@ def code_version(*rooms: str) -> str:
             if file.suffix in {".py", ".j2", ".json", ".toml", ".txt", ".safetensors"}:
                 digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+@functools.cache
+def code_behind(module: str) -> tuple[str, ...]:
+    """Return the rooms of one module for `code_version`: itself, the modules of the package that it
+    imports, directly or not, and the prompt files that they name.
+
+    So a new system beside it, or a prompt of another one, leaves its results as they are. Settings
+    are left out: what a step reads of them is in its fingerprint.
+    """
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        room = waiting.pop()
+        if room not in found:
+            found.add(room)
+            waiting += _named_in(room)
+    return tuple(sorted(found))
+
+
+@functools.cache
+def _named_in(room: str) -> tuple[str, ...]:
+    """Return the modules that a module imports and the prompt files that it names."""
+    from pathlib import Path
+
+    file = Path(ROOT) / room
+    if file.suffix != ".py":
+        return ()
+    named: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            imported = [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
+            named += [
+                f"{name.removeprefix('ragtuned_pipeline.').replace('.', '/')}.py"
+                for name in imported
+                if name.startswith("ragtuned_pipeline.")
+            ]
+        elif isinstance(node, ast.Constant) and str(node.value).endswith(".md.j2"):
+            named.append((file.parent / "prompts" / str(node.value)).relative_to(ROOT).as_posix())
+    apart = {"settings.py", "tables.py"}
+    return tuple(each for each in named if each not in apart and (Path(ROOT) / each).is_file())
 
 
 def settings_key(*sections: BaseModel | Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ragtuned_pipeline.evaluation.ablation import VARIANTS
 from ragtuned_pipeline.orchestration.answering import answer_table
-from ragtuned_pipeline.orchestration.assets.answers import ANSWERING
+from ragtuned_pipeline.orchestration.assets.answers import TUNED_CODE
 from ragtuned_pipeline.orchestration.assets.judging import (
     judge_answers,
     judge_key,
@@ -127,7 +127,7 @@ def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
     @table_assets(
         outputs={f"answers_ablation_{name}": f"What the adapter of the variant {name} answered."},
         group="ablation",
-        rooms=ANSWERING,
+        rooms=TUNED_CODE,
         inputs=[f"ablation_rows_{name}", "queries", "documents"],
         deps=[f"ablation_adapter_{name}"],
         kinds={"huggingface"},

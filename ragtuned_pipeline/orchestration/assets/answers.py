@@ -16,6 +16,7 @@ from ragtuned_pipeline.orchestration.steps import (
     OWNER,
     UserError,
     base_model_key,
+    code_behind,
     code_version,
     reference_check,
     run_step,
@@ -31,11 +32,7 @@ from ragtuned_pipeline.orchestration.training import (
 from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tables import failures_table
 
-ANSWERING = [
-    "evaluation/systems",
-    "evaluation/retrieval.py",
-    *(f"inference/{name}.py" for name in ("engine", "base_models", "transformers_engine")),
-]
+TUNED_CODE = code_behind("evaluation/systems/tuned.py")
 
 
 def _answers_asset(system: str) -> dg.AssetsDefinition:
@@ -49,7 +46,7 @@ def _answers_asset(system: str) -> dg.AssetsDefinition:
             f"answers_{system}_failures": "What failed on the way to its answers.",
         },
         group="evaluation",
-        rooms=ANSWERING,
+        rooms=code_behind(f"evaluation/systems/{system}.py"),
         inputs=["queries", "documents", *spec.tables],
         deps=["lora_adapter"] if spec.uses_adapter else [],
         kinds={"huggingface"},
@@ -168,7 +165,7 @@ def control_adapter(
 @table_assets(
     outputs={"answers_control": "What the control adapter answered."},
     group="evaluation",
-    rooms=ANSWERING,
+    rooms=TUNED_CODE,
     inputs=["control_queries", "documents"],
     deps=["control_adapter"],
     kinds={"huggingface"},
