@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +33,12 @@ from ragtuned_pipeline.tuning.base_models import (
     load_tokenizer,
     refuse_missing_gpu,
 )
+from ragtuned_pipeline.tuning.memory import Pass, largest_pass
+from ragtuned_pipeline.tuning.packed_attention import can_pack_attention, use_packed_attention
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedModel
     from trl.trainer.sft_config import SFTConfig
 
 Progress = Callable[[dict[str, Any]], None]
@@ -62,6 +66,8 @@ class TrainResult:
     rows: int
     overlong: int  # rows longer than max_tokens, left out
     held_out_rows: int
+    rows_at_once: int  # in one forward and backward pass; with packing, packed sequences
+    gradient_checkpointing: bool
     steps: int
     resumed_from_step: int
     trainable_parameters: int
@@ -108,6 +114,7 @@ def _train(
     progress: Progress,
 ) -> TrainResult:
     from peft import LoraConfig
+    from peft.helpers import disable_input_dtype_casting
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
@@ -128,11 +135,14 @@ def _train(
     _forget_other_runs(output, given, plan, settings)
     checkpoint: str | None = get_last_checkpoint(str(output))  # type: ignore[no-untyped-call]
     progress({"event": "rows", "rows": len(rows), "overlong": overlong, "tokens": plan.tokens})
+    base = load_model(settings.base_model, settings.dtype)
+    one_pass = _one_pass(base, settings)
+    arguments = _arguments(settings, output, bool(watched), one_pass)
     set_seed(settings.seed)  # before the adapter is made: its first weights are drawn
     watcher = _watcher(plan.tokens, progress)
     trainer = _trainer_class()(
-        model=load_model(settings.base_model, settings.dtype),
-        args=_arguments(settings, output, evaluate=bool(watched)),
+        model=base,
+        args=arguments,
         train_dataset=_training_set(rows, plan, settings),
         eval_dataset={"held_out": _dataset(watched)} if watched else None,
         processing_class=tokenizer,
@@ -149,7 +159,11 @@ def _train(
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if trainable == 0:
         raise RuntimeError("the adapter has no trainable parameter: the model has no linear layer")
-    with _sigterm_calls(watcher.interrupt):
+    # Under autocast PEFT's cast of every input to the adapter's float32 is taken back at once.
+    with (
+        _sigterm_calls(watcher.interrupt),
+        disable_input_dtype_casting(model, active=bool(arguments.bf16)),
+    ):
         trainer.train(resume_from_checkpoint=checkpoint)
     state = trainer.state
     if state.global_step < state.max_steps:
@@ -164,6 +178,8 @@ def _train(
         rows=len(rows),
         overlong=overlong,
         held_out_rows=len(watched),
+        rows_at_once=one_pass.rows,
+        gradient_checkpointing=one_pass.checkpointing,
         steps=state.max_steps,
         resumed_from_step=watcher.first_step,
         trainable_parameters=trainable,
@@ -267,16 +283,33 @@ def _dataset(rows: Sequence[TokenRow]) -> Dataset:
     )
 
 
-def _arguments(settings: TuningSettings, output: Path, evaluate: bool) -> SFTConfig:
+def _one_pass(base: PreTrainedModel, settings: TuningSettings) -> Pass:
+    """Return what one pass holds; give `base` the attention that packed sequences need."""
+    import torch
+
+    if not settings.packing:
+        return Pass(settings.batch_size, settings.gradient_checkpointing)
+    if not torch.cuda.is_available():
+        return Pass(1, settings.gradient_checkpointing)
+    # Else packed rows are kept apart by a mask, which grows with the square of what it covers.
+    packed = can_pack_attention(base)
+    if packed:
+        use_packed_attention(base)
+    free_bytes, _ = torch.cuda.mem_get_info()
+    return largest_pass(base, settings, free_bytes, most=settings.batch_size if packed else 1)
+
+
+def _arguments(settings: TuningSettings, output: Path, evaluate: bool, one_pass: Pass) -> SFTConfig:
     import torch
     from trl.trainer.sft_config import SFTConfig
 
     cuda = torch.cuda.is_available()
+    half = settings.dtype == "bfloat16"
     return SFTConfig(
         output_dir=str(output),
         seed=settings.seed,
-        per_device_train_batch_size=1 if settings.packing else settings.batch_size,
-        gradient_accumulation_steps=settings.batch_size if settings.packing else 1,
+        per_device_train_batch_size=one_pass.rows,
+        gradient_accumulation_steps=settings.batch_size // one_pass.rows,
         per_device_eval_batch_size=settings.batch_size,
         num_train_epochs=1,  # the training set holds all epochs in their order, see _Plan
         train_sampling_strategy="sequential",
@@ -288,8 +321,10 @@ def _arguments(settings: TuningSettings, output: Path, evaluate: bool) -> SFTCon
         packing=settings.packing,  # here: that sequences are read as packed ones
         eval_packing=False,
         use_cpu=not cuda,
-        bf16=settings.dtype == "bfloat16" if cuda else _bf16_is_fast(),
-        gradient_checkpointing=settings.gradient_checkpointing,
+        bf16=half if cuda else _bf16_is_fast(),
+        # One kernel each for a norm, the rotation and the gate (docs/performance.md).
+        use_liger_kernel=cuda and half and find_spec("liger_kernel") is not None,
+        gradient_checkpointing=one_pass.checkpointing,
         logging_strategy="steps",
         logging_steps=1 / _LOG_LINES,
         eval_strategy="steps" if evaluate else "no",
