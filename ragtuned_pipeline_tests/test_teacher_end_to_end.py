@@ -50,7 +50,14 @@ def register(home: Home, server: ChatServer | None, **more: dict) -> None:
             "price_completion": 4.0,
         },
         "tuning": {"time_budget_minutes": 0.1},
-        "evaluation": {"questions_per_set": 10, "systems": "tuned,base", "control_facts": 4},
+        "evaluation": {
+            "questions_per_set": 10,
+            "local_queries": 12,
+            "global_queries": 10,
+            "systems": "tuned,base,vanilla_rag",
+            "control_facts": 4,
+        },
+        "judge": {"queries_per_scope": 10},
     }
     home.register("news", documents, None, settings | more)
 
@@ -83,6 +90,22 @@ def test_it_ends_in_a_scorecard_and_a_report(taught: Taught) -> None:
     assert "What the teacher was asked" in page
 
 
+def test_a_model_judges_and_grades(taught: Taught) -> None:
+    """The scripted judge prefers what holds the reference: its verdicts agree with it."""
+    card = corpus_status(taught.home, "news")["scorecard"]
+    assert card["judge"]["engine"] == "teacher"
+    assert card["judge"]["identity"].startswith("scripted, prompt ")
+    assert card["judge"]["agreement"]["share"] == 1
+    assert card["judge"]["order"]["disagreements"] == 0
+    wins = {(row["system_a"], row["system_b"]) for row in card["win_rates"]}
+    assert wins == {("base", "tuned"), ("tuned", "vanilla_rag")}, "judge.pairs is tuned"
+    generated = card["systems"]["vanilla_rag"]["generated_local"]
+    assert generated["graded"] == pytest.approx(generated["contains"], abs=0.1)
+    assert generated["n"] - generated["ungraded"] <= 10, "judge.queries_per_scope"
+    stages = read(taught, "judgements_failures")["stage"].to_pylist()
+    assert card["judge"]["unjudged"] == 4 * stages.count("judging"), "four rows a comparison"
+
+
 def test_every_request_is_counted_and_every_item_is_answered_or_a_failure(taught: Taught) -> None:
     with CompletionStore(taught.home.completions) as store:
         usage = sum(store.corpus_usage("news").values(), Usage())
@@ -92,7 +115,13 @@ def test_every_request_is_counted_and_every_item_is_answered_or_a_failure(taught
     assert usage.retries > 0.05 * usage.calls, "the server did misbehave"
     asked = [
         row
-        for name in ("graph_usage", "reports_usage", "synthesis_usage")
+        for name in (
+            "graph_usage",
+            "reports_usage",
+            "synthesis_usage",
+            "generated_queries_usage",
+            "judgements_usage",
+        )
         for row in read(taught, name).to_pylist()
     ]
     assert sum(row["calls"] for row in asked) == usage.completed + usage.hits + usage.failed
@@ -135,6 +164,7 @@ def test_a_second_run_asks_nothing(taught: Taught) -> None:
     before = taught.server.requests
     run_assets(taught.home, "news", ["graph"], lambda _event: None)
     run_assets(taught.home, "news", ["synthesis"], lambda _event: None)
+    run_assets(taught.home, "news", ["evaluation"], lambda _event: None)
     assert taught.server.requests == before
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ragtuned_pipeline
-from ragtuned_pipeline_tests.scripted import queries, reports
+from ragtuned_pipeline_tests.scripted import judging, queries, reports
 from ragtuned_pipeline_tests.scripted.graph import GraphScript
 from ragtuned_pipeline_tests.scripted.synthesis import SynthesisScript
 
@@ -42,6 +42,8 @@ def _reply(sample: str, request: Mapping[str, Any]) -> dict[str, Any]:
         return reports.reply(name, messages[:2])
     if name in queries.SCHEMAS:
         return queries.reply(name, messages[:2])
+    if name in judging.SCHEMAS:
+        return judging.reply(name, messages[:2])
     return SynthesisScript().reply(name, messages[:2])  # a retry adds what was wrong
 
 
