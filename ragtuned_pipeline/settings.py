@@ -154,7 +154,7 @@ class TuningSettings(_Section):
     min_wordings: int = Field(8, ge=1)
     packing: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = False  # false: only where the memory asks for it
     require_cuda: bool = False
     checkpoint_steps: int = Field(200, ge=1)
     seed: int = 42
@@ -270,10 +270,9 @@ _PROFILES: dict[str, dict[str, Any]] = {
             "passage_epochs": 3,
             "max_tokens": 2048,
             "time_budget_minutes": 240,
-            "assumed_tokens_per_second": 4000,
+            "assumed_tokens_per_second": 8000,
             "dtype": "bfloat16",
             "packing": True,
-            "gradient_checkpointing": True,
             "require_cuda": True,
         },
         "evaluation": {"max_answer_tokens": 512, "batch_size": 32},

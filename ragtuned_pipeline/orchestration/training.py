@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+TRAINING_CODE = tuple(
+    f"tuning/{name}.py" for name in ("sft", "base_models", "packed_attention", "memory")
+)
+
 
 @dataclass(frozen=True)
 class Training:
@@ -82,7 +86,7 @@ def train_adapter(
     corpus = context.partition_key
     base = base_model_key(settings)["base_model"]
     key = fingerprint(
-        code_version("tuning/sft.py", "tuning/base_models.py"),
+        code_version(*TRAINING_CODE),
         settings_key(settings),
         {
             "rows": content_hash(rows),

@@ -28,6 +28,7 @@ from ragtuned_pipeline.orchestration.steps import (
 )
 from ragtuned_pipeline.orchestration.teaching import TeacherResource, account
 from ragtuned_pipeline.orchestration.training import (
+    TRAINING_CODE,
     read_training,
     train_adapter,
     training_metadata,
@@ -89,7 +90,7 @@ def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
         description=f"The adapter of the variant {name}, tuned for as many tokens as the others.",
         group_name="ablation",
         partitions_def=corpora,
-        code_version=code_version("tuning/sft.py", "tuning/base_models.py"),
+        code_version=code_version(*TRAINING_CODE),
         owners=[OWNER],
         kinds={"pytorch", "huggingface"},
         pool="accelerator",

@@ -25,6 +25,7 @@ from ragtuned_pipeline.orchestration.steps import (
 )
 from ragtuned_pipeline.orchestration.teaching import TeacherResource
 from ragtuned_pipeline.orchestration.training import (
+    TRAINING_CODE,
     read_training,
     train_adapter,
     training_metadata,
@@ -127,7 +128,7 @@ def control(
 @dg.asset(
     group_name="evaluation",
     partitions_def=corpora,
-    code_version=code_version("tuning/sft.py", "tuning/base_models.py"),
+    code_version=code_version(*TRAINING_CODE),
     owners=[OWNER],
     kinds={"pytorch", "huggingface"},
     pool="accelerator",

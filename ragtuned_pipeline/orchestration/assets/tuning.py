@@ -11,13 +11,17 @@ from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.steps import OWNER, code_version
 from ragtuned_pipeline.orchestration.teaching import TeacherResource
-from ragtuned_pipeline.orchestration.training import train_adapter, training_metadata
+from ragtuned_pipeline.orchestration.training import (
+    TRAINING_CODE,
+    train_adapter,
+    training_metadata,
+)
 
 
 @dg.asset(
     group_name="tuning",
     partitions_def=corpora,
-    code_version=code_version("tuning/sft.py", "tuning/base_models.py"),
+    code_version=code_version(*TRAINING_CODE),
     owners=[OWNER],
     kinds={"pytorch", "huggingface"},
     pool="accelerator",
