@@ -38,7 +38,7 @@ def prepare(folder: Path, minutes: float) -> None:
     """Write rows.parquet and queries.parquet."""
     from ragtuned_pipeline.corpus.chunking import chunk_documents
     from ragtuned_pipeline.corpus.readers import read_folder
-    from ragtuned_pipeline.evaluation.queries import build_queries
+    from ragtuned_pipeline.evaluation.questions.queries import build_queries
     from ragtuned_pipeline.graph.communities import cluster
     from ragtuned_pipeline.graph.extraction_offline import extract
     from ragtuned_pipeline.graph.reports import extractive_reports

@@ -56,10 +56,14 @@ _TRAIN_WORDINGS, _HELD_OUT_WORDINGS, _NEW_WORDINGS = 8, 2, 2
 
 @dataclass(frozen=True)
 class Trial:
-    """Rows to learn, and questions with their gold, by question set."""
+    """Rows to learn, and questions with their gold, by question set.
+
+    `epochs` says in how many epochs each row is seen; None is in all.
+    """
 
     rows: Sequence[ChatRow]
     asked: Mapping[str, Sequence[tuple[str, str]]]
+    epochs: Sequence[int] | None = None
 
 
 def trial_of(facts: Sequence[tuple[SentenceFact, str]], shuffle: bool = False) -> Trial:
@@ -142,15 +146,16 @@ def tables_trial(training_rows: pa.Table, queries: pa.Table) -> Trial:
         pair = (query["question"], query["reference_answer"])
         asked.setdefault(query["question_set"], []).append(pair)
     rows = [(r["system"], r["prompt"], r["completion"]) for r in training_rows.to_pylist()]
-    return Trial(rows, asked)
+    return Trial(rows, asked, training_rows["epochs"].to_pylist())
 
 
 def tune(trial: Trial, settings: TuningSettings, folder: Path, quiet: bool) -> TrainResult:
     """Train on the trial's rows in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     columns = zip(*trial.rows, strict=True)
-    names = ("system", "prompt", "completion")
+    names = ("system", "prompt", "completion", "epochs")
     arrays = [pa.array(list(column), pa.string()) for column in columns]
+    arrays.append(pa.array(trial.epochs or [settings.epochs] * len(trial.rows), pa.int64()))
     pq.write_table(pa.table(arrays, names=names), folder / "rows.parquet")
 
     def show(line: dict[str, Any]) -> None:
