@@ -240,12 +240,14 @@ def _overrides(assignments: list[str], profile: str | None) -> dict[str, Any]:
 
 
 def _run_and_show(place: Home, corpus: str, groups: tuple[str, ...] | None, as_json: bool) -> None:
+    from ragtuned_pipeline.orchestration.assets.ablation import idle_steps
     from ragtuned_pipeline.orchestration.display import show_progress, show_results
     from ragtuned_pipeline.orchestration.runs import RunFailed, run_assets
     from ragtuned_pipeline.orchestration.status import corpus_status
 
     try:
-        with show_progress(corpus, quiet=as_json) as on_event:
+        unnamed = idle_steps(place.settings(corpus)) if groups and "ablation" in groups else ()
+        with show_progress(corpus, as_json, unnamed) as on_event:
             run_assets(place, corpus, groups, on_event)
     except RunFailed as error:
         _fail(str(error))

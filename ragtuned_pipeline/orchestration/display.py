@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,14 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def show_progress(corpus: str, quiet: bool) -> Iterator[Callable[[StepEvent], None]]:
-    """Yield the function that takes the run's events; on stderr, so that stdout stays data."""
+def show_progress(
+    corpus: str, quiet: bool, unnamed: Collection[str] = ()
+) -> Iterator[Callable[[StepEvent], None]]:
+    """Yield the function that takes the run's events; on stderr, so that stdout stays data.
+
+    Args:
+        unnamed: steps that have nothing to do and get no line of their own.
+    """
     if quiet:
         yield lambda _event: None
         return
@@ -38,14 +44,15 @@ def show_progress(corpus: str, quiet: bool) -> Iterator[Callable[[StepEvent], No
         console=console,
         transient=True,
     ) as progress:
-        yield _Shown(progress, corpus).take
+        yield _Shown(progress, corpus, unnamed).take
 
 
 class _Shown:
     """The bar of the whole run, the bar of a training, and when each step began."""
 
-    def __init__(self, progress: Progress, corpus: str) -> None:
+    def __init__(self, progress: Progress, corpus: str, unnamed: Collection[str]) -> None:
         self._progress = progress
+        self._unnamed = unnamed
         self._run = progress.add_task(corpus, total=None, note="")
         self._training = progress.add_task("training", total=None, visible=False, note="")
         self._began: dict[str, float] = {}
@@ -59,7 +66,9 @@ class _Shown:
             self._progress.update(self._run, note=event.step)
         elif event.kind == "done":
             seconds = time.monotonic() - self._began.get(event.step, time.monotonic())
-            self._progress.console.print(f"  {event.step:<24} {seconds:7.1f} s", highlight=False)
+            if event.step not in self._unnamed:
+                line = f"  {event.step:<24} {seconds:7.1f} s"
+                self._progress.console.print(line, highlight=False)
             self._progress.advance(self._run)
             self._progress.update(self._training, visible=False)
         elif event.kind == "skipped":

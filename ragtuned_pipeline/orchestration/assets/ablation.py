@@ -33,7 +33,7 @@ from ragtuned_pipeline.orchestration.training import (
     train_adapter,
     training_metadata,
 )
-from ragtuned_pipeline.settings import SettingsError
+from ragtuned_pipeline.settings import Settings, SettingsError
 from ragtuned_pipeline.tables import failures_table, table
 
 
@@ -234,6 +234,13 @@ def ablation_judging(
 def _purpose(name: str) -> str:
     """The name under which a variant's training is remembered."""
     return f"ablation_{name}"
+
+
+def idle_steps(settings: Settings) -> list[str]:
+    """Return the steps of the variants that the setting ablation.variants leaves out."""
+    made = ("ablation_rows", "ablation_adapter", "answers_ablation")
+    left_out = [name for name in VARIANTS if name not in settings.ablation.variants]
+    return [f"{each}_{name}" for each in made for name in left_out]
 
 
 def read_ablation(home: HomeResource, corpus: str, queries: pa.Table, seed: int) -> dict[str, Any]:
