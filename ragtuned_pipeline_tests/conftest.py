@@ -15,7 +15,12 @@ HARBOUR_GOLD = FIXTURES / "harbour_gold.jsonl"
 # Small enough to train in seconds, large enough to learn.
 SMALL = {
     "tuning": {"time_budget_minutes": 0.3},
-    "evaluation": {"questions_per_set": 40, "local_queries": 30, "global_queries": 25},
+    "evaluation": {
+        "questions_per_set": 40,
+        "local_queries": 30,
+        "global_queries": 25,
+        "control_facts": 20,
+    },
 }
 
 

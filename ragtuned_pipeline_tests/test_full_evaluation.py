@@ -2,21 +2,21 @@
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 import pytest
 
 from ragtuned_pipeline.evaluation.ablation import VARIANTS
+from ragtuned_pipeline.orchestration.assets.ablation import read_ablation
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import TableStore
+from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.runs import StepEvent, run_assets
-from ragtuned_pipeline.orchestration.training import read_training
 from ragtuned_pipeline_tests.conftest import HARBOUR_GOLD, SMALL
 
 FULL = ["ablation", "evaluation"]
-ABLATION = {"ablation": {"variants": "local,global,both", "time_budget_minutes": 0.06}}
+ABLATION = {"ablation": {"variants": "local,global,both", "time_budget_minutes": 0.05}}
 
 
 def evaluate(home: Home, groups: list[str]) -> list[StepEvent]:
@@ -64,7 +64,7 @@ def test_the_variants_had_equal_budgets_and_are_scored_and_judged(
     home, _ = evaluated
     ablation = scorecard(home)["ablation"]
     assert set(ablation["variants"]) == {"local", "global", "both"}
-    budget = 0.06 * 60 * 5000
+    budget = 0.05 * 60 * 5000
     for name, variant in ablation["variants"].items():
         assert 0.5 * budget < variant["tokens"] <= budget, name
         assert variant["scores"]["local"]["n"] > 0
@@ -96,7 +96,12 @@ def test_every_two_systems_are_judged_in_both_orders(
     judgements, card = store.read("judgements", "harbour"), scorecard(evaluated[0])
     systems = len(card["systems"])
     pairs = systems * (systems - 1) // 2
-    assert judgements.num_rows == (30 + 25) * pairs * 4 * 2
+    generated = store.read("queries", "harbour").filter(
+        pc.field("question_set").isin(["generated_local", "generated_global"])
+    )
+    judged = set(judgements["query_id"].to_pylist())
+    assert set(generated["id"].to_pylist()) <= judged
+    assert judgements.num_rows == len(judged) * pairs * 4 * 2
     counted = pc.value_counts(judgements["order"]).to_pylist()
     assert len({entry["counts"] for entry in counted}) == 1
     assert len(card["win_rates"]) == pairs * 5 * 2
@@ -128,13 +133,14 @@ def test_a_second_time_trains_nothing(evaluated: tuple[Home, list[StepEvent]]) -
 
 
 def test_an_ablation_that_was_asked_other_questions_is_left_out(
-    evaluated: tuple[Home, list[StepEvent]], tmp_path: Path
+    evaluated: tuple[Home, list[StepEvent]],
 ) -> None:
-    home, _ = evaluated
-    other = json.dumps({"question": "Who wrote the harbour's book?", "answer": "nobody"})
-    gold = tmp_path / "other.jsonl"
-    gold.write_text(other + "\n", encoding="utf-8")
-    home.register("harbour", home.folder / "harbour", gold, {})
-    assert not trained(evaluate(home, ["evaluation"]))
-    assert scorecard(home)["ablation"] == {}
-    assert read_training(home, "harbour", "ablation_local") is not None
+    home = HomeResource(folder=str(evaluated[0].folder))
+    queries = home.store.read("queries", "harbour")
+    assert read_ablation(home, "harbour", queries, 1)["variants"].keys() == {
+        "local",
+        "global",
+        "both",
+    }
+    assert read_ablation(home, "harbour", queries.slice(1), 1) == {}
+    assert read_ablation(home, "another", queries, 1) == {}

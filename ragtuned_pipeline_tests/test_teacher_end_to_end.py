@@ -137,9 +137,11 @@ def test_the_plan_was_near_what_was_spent(taught: Taught) -> None:
 
 
 def test_a_plan_of_what_is_paid_costs_nothing_more(taught: Taught) -> None:
+    """What a judge will be asked is not known before the systems have answered."""
     settings = taught.home.settings("news")
     planned = plan_folder(taught.home.folder / "articles", settings, taught.home.completions)
-    total = sum(planned.steps.values(), Usage())
+    known = [usage for step, usage in planned.steps.items() if step not in ("judging", "grading")]
+    total = sum(known, Usage())
     assert total.hits > 0.9 * (total.hits + total.calls)
 
 

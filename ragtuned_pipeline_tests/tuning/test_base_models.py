@@ -71,7 +71,8 @@ def test_a_folder_is_known_by_its_contents_and_not_by_its_place(tmp_path: Path) 
 def test_a_missing_model_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match=r"tuning\.base_model: .* no folder with a model"):
         resolve(str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # The variable HF_HUB_OFFLINE is read once, at import.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SettingsError) as told:
         load_tokenizer("some-org/no-such-model")
     assert "setting tuning.base_model: some-org/no-such-model cannot be loaded" in str(told.value)
