@@ -11,6 +11,7 @@ from ragtuned_pipeline.evaluation.ablation import VARIANTS
 from ragtuned_pipeline.orchestration.answering import answer_table
 from ragtuned_pipeline.orchestration.assets.answers import TUNED_CODE
 from ragtuned_pipeline.orchestration.assets.judging import (
+    JUDGING,
     judge_answers,
     judge_key,
     judges,
@@ -181,7 +182,7 @@ variant_assets = [asset for name in VARIANTS for asset in _variant_assets(name)]
         "ablation_judgements_usage": "What the judge was asked; empty where rules judge.",
     },
     group="ablation",
-    rooms=["evaluation/judging", "evaluation/ablation.py"],
+    rooms=[*JUDGING, "evaluation/ablation.py"],
     inputs=["queries", "documents", *(f"answers_ablation_{name}" for name in VARIANTS)],
 )
 def ablation_judging(

@@ -29,6 +29,8 @@ from ragtuned_pipeline.orchestration.training import read_training
 from ragtuned_pipeline.settings import Settings, SettingsError
 from ragtuned_pipeline.tables import Failure, failures_table, table
 
+JUDGING = ["evaluation/judging", "evaluation/metrics.py", "evaluation/retrieval.py"]
+
 
 def judges(settings: Settings) -> Settings | None:
     """Return the settings with the judge as the teacher; None where no model judges.
@@ -79,7 +81,7 @@ def judge_answers(
         "judgements_usage": "What the judge was asked; empty where rules judge.",
     },
     group="evaluation",
-    rooms=["evaluation/judging"],
+    rooms=JUDGING,
     inputs=["queries", "answers", "documents"],
     checks={"judgements": ["failures_share"]},
 )
