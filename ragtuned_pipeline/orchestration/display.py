@@ -112,10 +112,10 @@ def plan_table(steps: Mapping[str, Usage], settings: Settings) -> Table:
     from ragtuned_pipeline.inference.completions import Usage
     from ragtuned_pipeline.inference.plan import seconds
 
-    shown = Table(title="what the teacher would be asked")
+    shown = _plain_table("what the teacher would be asked")
     shown.add_column("step", no_wrap=True)
-    for name in ("calls", "paid already", "prompt tokens", "reply tokens", "money", "minutes"):
-        shown.add_column(name, justify="right")
+    for name in ("calls", "paid\nalready", "prompt\ntokens", "reply\ntokens", "money", "minutes"):
+        shown.add_column(name, justify="right", no_wrap=True)
     times = {step: seconds(usage, settings.teacher) / 60 for step, usage in steps.items()}
     rows = [(step, usage, times[step]) for step, usage in steps.items()]
     total = ("all", sum(steps.values(), Usage()), sum(times.values()))
@@ -260,7 +260,7 @@ def show_results(entry: Mapping[str, Any]) -> None:
         console.print(score_table(entry["scorecard"]))
         wins = win_table(entry["scorecard"])
         if wins is not None:
-            console.print(wins)
+            console.print("", wins, sep="\n")
         for system, reason in entry["scorecard"]["skipped"].items():
             console.print(f"{system}: skipped. {reason}", highlight=False)
     console.print(f"report: {entry['report']}", soft_wrap=True, highlight=False)
