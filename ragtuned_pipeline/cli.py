@@ -263,6 +263,7 @@ def _run_and_show(place: Home, corpus: str, groups: tuple[str, ...] | None, as_j
 @contextmanager
 def _answerer(place: Home, corpus: str, system: str) -> Iterator[Callable[[str], dict[str, Any]]]:
     """Yield a function from a question to the answer of `system` and what it cost."""
+    from ragtuned_pipeline.inference.calls import TeacherStopped
     from ragtuned_pipeline.orchestration.answering import CannotAnswer, prepared_system
 
     try:
@@ -283,7 +284,7 @@ def _answerer(place: Home, corpus: str, system: str) -> Iterator[Callable[[str],
                 }
 
             yield answer
-    except CannotAnswer as error:
+    except (CannotAnswer, TeacherStopped) as error:
         _fail(str(error))
 
 

@@ -14,7 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 CORPUS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 EMBEDDED_MODEL = "embedded"
@@ -162,15 +169,7 @@ class TuningSettings(_Section):
 
 class EvaluationSettings(_Section):
     seed: int = 29
-    systems: tuple[str, ...] = (
-        "tuned",
-        "base",
-        "tuned_rag",
-        "vanilla_rag",
-        "graphrag_local",
-        "graphrag_global",
-        "long_context",
-    )
+    systems: tuple[str, ...] = ()  # which systems answer; () is all
 
     @field_validator("systems", mode="before")
     @classmethod
@@ -183,9 +182,9 @@ class EvaluationSettings(_Section):
     max_answer_tokens: int = Field(160, ge=8)
     control_facts: int = Field(40, ge=2)  # at most, of the trained facts, in the shuffled control
     batch_size: int = Field(64, ge=1)
-    vanilla_rag_chunk_characters: int = 1000  # the paper's code
-    vanilla_rag_overlap_characters: int = 100  # the paper's code
-    vanilla_rag_top_k: int = 10  # the paper's code
+    vanilla_rag_chunk_characters: int = Field(1000, ge=20)  # the paper's code
+    vanilla_rag_overlap_characters: int = Field(100, ge=0)  # the paper's code
+    vanilla_rag_top_k: int = Field(10, ge=1)  # the paper's code
     rerank_to: int = Field(5, ge=1)  # the paper's code
     # At teacher.address. "" is BM25, and no reranking.
     embedding_model: str = ""
@@ -197,6 +196,14 @@ class EvaluationSettings(_Section):
     price_prompt: float = Field(0.0, ge=0)  # per million tokens of the answering model
     price_completion: float = Field(0.0, ge=0)
 
+    @field_validator("vanilla_rag_overlap_characters")
+    @classmethod
+    def _less_than_half(cls, value: int, info: ValidationInfo) -> int:
+        chunk = info.data.get("vanilla_rag_chunk_characters", 0)
+        if 2 * value >= chunk:
+            raise ValueError(f"must be less than half of the {chunk} characters of a chunk")
+        return value
+
 
 class JudgeSettings(_Section):
     """Who compares answers: the teacher's model or another one, or rules that read no meaning."""
@@ -206,8 +213,15 @@ class JudgeSettings(_Section):
     model: str = ""
     address: str = ""
     api_key_variable: str = ""
+    price_prompt: float | None = Field(None, ge=0)  # of it, a million tokens; None is the teacher's
+    price_completion: float | None = Field(None, ge=0)
     pairs: Literal["all", "tuned"] = "all"  # each two systems, or the tuned one with each other
     queries_per_scope: int = Field(125, ge=1)  # the paper
+
+    @field_validator("price_prompt", "price_completion", mode="before")
+    @classmethod
+    def _the_teachers(cls, value: Any) -> Any:
+        return _none(value)
 
 
 class AblationSettings(_Section):

@@ -51,6 +51,11 @@ def ragtuned(home: Path, *arguments: str, stdin: str = "") -> subprocess.Complet
             2,
             "setting evaluation.systems: 'bse'",
         ),
+        (
+            ["run", ".", "--name", "n", "--set", "evaluation.vanilla_rag_overlap_characters=999"],
+            2,
+            "setting evaluation.vanilla_rag_overlap_characters",
+        ),
         (["plan", ".", "--profile", "api"], 2, "setting teacher.model"),
         (["plan", "no-such-folder"], 1, "no-such-folder"),
         (["status", "nobody"], 1, "no corpus 'nobody'"),

@@ -132,15 +132,25 @@ def test_a_second_time_trains_nothing(evaluated: tuple[Home, list[StepEvent]]) -
     assert not trained(evaluate(evaluated[0], FULL))
 
 
-def test_an_ablation_that_was_asked_other_questions_is_left_out(
+def test_an_ablation_that_was_asked_other_questions_or_judged_by_another_is_left_out(
     evaluated: tuple[Home, list[StepEvent]],
 ) -> None:
     home = HomeResource(folder=str(evaluated[0].folder))
-    queries = home.store.read("queries", "harbour")
-    assert read_ablation(home, "harbour", queries, 1)["variants"].keys() == {
-        "local",
-        "global",
-        "both",
-    }
-    assert read_ablation(home, "harbour", queries.slice(1), 1) == {}
-    assert read_ablation(home, "another", queries, 1) == {}
+    queries, judgements = (home.store.read(n, "harbour") for n in ("queries", "judgements"))
+    kept = read_ablation(home, "harbour", queries, judgements)
+    assert kept["variants"].keys() == {"local", "global", "both"}
+    assert read_ablation(home, "harbour", queries.slice(1), judgements) == {}
+    assert read_ablation(home, "harbour", queries, judgements.slice(0, 0)) == {}, "another judge"
+
+
+def test_an_ablation_that_was_tuned_with_other_settings_is_left_out(
+    evaluated: tuple[Home, list[StepEvent]],
+) -> None:
+    place = evaluated[0]
+    home = HomeResource(folder=str(place.folder))
+    queries, judgements = (home.store.read(n, "harbour") for n in ("queries", "judgements"))
+    tuning = SMALL["tuning"] | {"learning_rate": 1e-3}
+    place.register("harbour", place.folder / "harbour", None, SMALL | ABLATION | {"tuning": tuning})
+    assert read_ablation(home, "harbour", queries, judgements) == {}
+    place.register("harbour", place.folder / "harbour", None, SMALL | ABLATION)
+    assert read_ablation(home, "harbour", queries, judgements) != {}

@@ -2,18 +2,20 @@
 
 After Fig. 3 of the paper (local split, global split, both), and by setting one thing less at a
 time: wordings, directions, refusals, replay rows, and ranks. Every variant has the same budget of
-tokens, so that a smaller part is not also a shorter training.
+tokens, so that a smaller part is not also a shorter training; a part that does not fill the budget
+is, and the tokens of each are told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ragtuned_pipeline.evaluation.questions.queries import plain_question
 from ragtuned_pipeline.evaluation.scorecard import score_each, summary
 from ragtuned_pipeline.settings import AblationSettings, SettingsError, TuningSettings
 from ragtuned_pipeline.synthesis.facts import (
@@ -26,6 +28,7 @@ from ragtuned_pipeline.synthesis.facts import (
 )
 from ragtuned_pipeline.synthesis.rows import (
     CountTokens,
+    NothingToTrain,
     TrainingSelection,
     select_training_rows,
     turn_in_fact,
@@ -128,17 +131,26 @@ def variant_rows(
     """
     variant = VARIANTS[name]
     pairs = variant.part(qa_pairs.filter(pc.field("kept") & (pc.field("split") == "train")))
+    if not pairs.filter(~pc.field("kind").isin([UNANSWERABLE, REPLAY])).num_rows:
+        raise NothingToTrain("the corpus has no pair of its kinds")
     if variant.wordings is not None:
         pairs = pairs.filter(pa.array(turn_in_fact(pairs) < variant.wordings))
     return select_training_rows(pairs, count_tokens, tuning, replay_share)
 
 
-def variant_queries(queries: pa.Table) -> pa.Table:
+def variant_queries(queries: pa.Table, rows: Iterable[pa.Table]) -> pa.Table:
     """Return the questions that the variants are asked: answerable ones about what tuning may use.
 
-    Facts that are held out of tuning as a whole would measure no variant.
+    Facts that are held out of tuning as a whole would measure no variant. A question that stands
+    word for word among the rows of any variant is asked of none.
+
+    Args:
+        rows: the training rows of the variants.
     """
-    return queries.filter(pc.field("question_set").isin([*SCORED_SETS, "generated_global"]))
+    asked = queries.filter(pc.field("question_set").isin([*SCORED_SETS, "generated_global"]))
+    seen = {plain_question(each) for table in rows for each in table["prompt"].to_pylist()}
+    fresh = [plain_question(each) not in seen for each in asked["question"].to_pylist()]
+    return asked.filter(pa.array(fresh, pa.bool_()))
 
 
 def ablation_scores(

@@ -191,8 +191,16 @@ def is_refusal(answer: str) -> bool:
     return not plain or _REFUSAL.match(plain) is not None
 
 
-def interval(values: np.ndarray, seed: int, resamples: int = 2000) -> tuple[float, float]:
+def interval(
+    values: np.ndarray, seed: int, groups: Sequence[str] = (), resamples: int = 2000
+) -> tuple[float, float]:
     """Return the 95 % interval of the mean of `values` (shape (n,), between 0 and 1).
+
+    Values of one group are alike (wordings of one fact) and count as one observation, their mean:
+    Wilson's interval is that of as many observations as there are groups.
+
+    Args:
+        groups: of each value; none where every value stands for itself.
 
     Shares of yes and no get Wilson's score interval (1927): a bootstrap of 50 rights out of 50
     would claim certainty. Other means get a percentile bootstrap with `resamples` draws, seeded.
@@ -200,11 +208,14 @@ def interval(values: np.ndarray, seed: int, resamples: int = 2000) -> tuple[floa
     Raises:
         ValueError: there are no values.
     """
-    count = len(values)
-    if count == 0:
+    if len(values) == 0:
         raise ValueError("an interval needs at least one value")
-    mean = float(values.mean())
-    if np.isin(values, (0, 1)).all():
+    mean, shares = float(values.mean()), np.isin(values, (0, 1)).all()
+    if len(groups):
+        _, place, sizes = np.unique(np.array(groups), return_inverse=True, return_counts=True)
+        values = np.bincount(place, weights=values) / sizes
+    count = len(values)
+    if shares:
         z2 = 1.959963984540054**2
         middle = (mean + z2 / (2 * count)) / (1 + z2 / count)
         half = np.sqrt(z2 * (mean * (1 - mean) + z2 / (4 * count)) / count) / (1 + z2 / count)

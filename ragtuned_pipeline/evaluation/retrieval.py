@@ -64,7 +64,10 @@ class Bm25Index:
     def nearest(self, question: str, count: int) -> list[int]:
         """Return the places of at most `count` texts that share a word with `question`, best first;
         the earlier text first where two are equal."""
-        scores = np.asarray(self._index.get_scores(terms(question)))
+        words = terms(question)
+        if not words:
+            return []
+        scores = np.asarray(self._index.get_scores(words))
         best = np.lexsort((np.arange(len(scores)), -scores))[:count]
         return [int(place) for place in best if scores[place] > 0]
 

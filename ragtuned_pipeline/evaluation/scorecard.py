@@ -272,11 +272,16 @@ def _summary_of_set(cells: Sequence[Scored], seed: int) -> dict[str, Any]:
 
 def summary(cells: Sequence[Scored], seed: int) -> dict[str, Any]:
     """Return means with their intervals, and mean costs, over `cells` (at least one)."""
-    made: dict[str, Any] = {"n": len(cells), "missing": sum(cell.missing for cell in cells)}
+    facts = [cell.query["fact_id"] or cell.query["id"] for cell in cells]
+    made: dict[str, Any] = {
+        "n": len(cells),
+        "facts": len(set(facts)),
+        "missing": sum(cell.missing for cell in cells),
+    }
     for measure in MEASURES:
         values = np.array([cell.scores[measure] for cell in cells])
         made[measure] = _rounded(values.mean())
-        made[f"{measure}_interval"] = [_rounded(end) for end in interval(values, seed)]
+        made[f"{measure}_interval"] = [_rounded(end) for end in interval(values, seed, facts)]
     answered = [cell for cell in cells if not cell.missing]
     grades = [cell.graded for cell in cells if cell.graded is not None]
     if grades:

@@ -67,14 +67,8 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Give the model's memory back, the GPU's too; the engine answers no more."""
-        import gc
-
-        import torch
-
         self._model = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back_memory()
 
     def _generate_batch(self, prompts: list[list[int]], max_tokens: int) -> list[Reply]:
         import torch
@@ -99,6 +93,17 @@ class TransformersEngine:
     def _stop_tokens(self) -> set[int]:
         stop = self._model.generation_config.eos_token_id
         return set(stop) if isinstance(stop, list) else {stop}
+
+
+def give_back_memory() -> None:
+    """Free what no one refers to any more, in the GPU's cache too: another process may need it."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _with_adapter(model: Any, adapter: Path, merge: bool) -> Any:

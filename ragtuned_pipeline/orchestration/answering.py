@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ragtuned_pipeline.evaluation.systems import SYSTEMS, SkippedSystem, answer_all
 from ragtuned_pipeline.evaluation.systems.interface import Answerer, Setup
@@ -64,7 +64,7 @@ def answer_table(
         SettingsError: the base model cannot be loaded.
         TeacherStopped: the server of embeddings or of the reranker gives none.
     """
-    if system not in settings.evaluation.systems:
+    if not is_asked(system, settings):
         note = SystemNote(skipped="Left out by the setting evaluation.systems.")
         return table("answers", []), (), note
     adapter = home.adapters / corpus / training.adapter if training else None
@@ -109,6 +109,37 @@ def _setup(
 
 def write_note(home: Home, corpus: str, system: str, note: SystemNote) -> None:
     write_text(note_file(home, corpus, system), json.dumps(asdict(note), sort_keys=True))
+
+
+def is_asked(system: str, settings: Settings) -> bool:
+    """Whether the setting evaluation.systems lets a system answer."""
+    return not settings.evaluation.systems or system in settings.evaluation.systems
+
+
+# What an answer depends on; the other settings of the evaluation say what is asked and how it is
+# counted.
+ANSWERING = {
+    "seed",
+    "max_answer_tokens",
+    "batch_size",
+    "vanilla_rag_chunk_characters",
+    "vanilla_rag_overlap_characters",
+    "vanilla_rag_top_k",
+    "rerank_to",
+    "embedding_model",
+    "reranking_model",
+    "graphrag_community_level",
+    "graphrag_context_tokens",
+    "graphrag_entities",
+    "truncate_long_context",
+    "price_prompt",
+    "price_completion",
+}
+
+
+def answering_key(settings: Settings) -> dict[str, Any]:
+    """Return the settings that answers depend on, for `settings_key`."""
+    return settings.evaluation.model_dump(mode="json", include=ANSWERING)
 
 
 class CannotAnswer(ValueError):

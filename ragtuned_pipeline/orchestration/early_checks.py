@@ -6,10 +6,12 @@ from ragtuned_pipeline.evaluation.ablation import check_variants
 from ragtuned_pipeline.evaluation.systems import SYSTEMS
 from ragtuned_pipeline.orchestration.teaching import judging_settings, teacher_model
 from ragtuned_pipeline.settings import Settings, SettingsError
+from ragtuned_pipeline.tuning.base_models import refuse_missing_gpu
 
 
 def check_early(settings: Settings) -> None:
     """Raise SettingsError where a later step would refuse the settings, hours into a run."""
+    refuse_missing_gpu(settings.tuning)
     if settings.teacher.engine != "none":
         teacher_model(settings)
     if settings.judge.engine == "teacher":

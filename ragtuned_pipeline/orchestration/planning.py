@@ -73,6 +73,7 @@ def _plan_judging(
         answer_stand_ins,
         judge_stand_ins,
     )
+    from ragtuned_pipeline.evaluation.systems import SYSTEMS
     from ragtuned_pipeline.inference.plan import Planner
 
     if settings.judge.engine != "teacher":
@@ -80,10 +81,12 @@ def _plan_judging(
     judging = judging_settings(settings)
     seed, model = settings.evaluation.seed, teacher_model(judging)
     planner = Planner(model, judging.teacher, judge_stand_ins(), token_counter(judging), store)
-    answers = answer_stand_ins(queries, settings.evaluation)
+    systems = settings.evaluation.systems or tuple(SYSTEMS)
+    answers = answer_stand_ins(queries, systems, settings.evaluation)
     judge_with_teacher(pairs_to_judge(queries, answers, settings.judge, seed), planner, model)
     graded = queries_to_grade(queries, settings.judge, seed)
-    grade_with_teacher(graded, answer_stand_ins(graded, settings.evaluation), planner, model)
+    given = answer_stand_ins(graded, systems, settings.evaluation)
+    grade_with_teacher(graded, given, planner, model)
     return planner.usage
 
 

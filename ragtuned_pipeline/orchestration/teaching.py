@@ -90,6 +90,12 @@ def judging_settings(settings: Settings) -> Settings:
     }
     if named:
         teacher = teacher.model_copy(update={"engine": "openai", **named})
+    prices = {
+        name: value
+        for name in ("price_prompt", "price_completion")
+        if (value := getattr(judge, name)) is not None
+    }
+    teacher = teacher.model_copy(update=prices)
     if teacher.engine == "none":
         raise SettingsError(
             "setting judge.engine = teacher: there is no teacher (teacher.engine = none); name a "

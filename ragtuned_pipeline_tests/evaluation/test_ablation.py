@@ -83,6 +83,9 @@ def test_all_variants_have_the_same_budget() -> None:
 def test_a_corpus_without_the_part_says_so() -> None:
     local = pairs().filter(pc.field("kind") == "local")
     tuning = variant_tuning("global", TUNING, ABLATION)
+    refusals = pairs().filter(pc.field("kind").isin(["local", "unanswerable"]))
+    with pytest.raises(NothingToTrain, match="no pair of its kinds"):
+        variant_rows("global", refusals, world.count_words, tuning, 0.0)
     with pytest.raises(NothingToTrain):
         variant_rows("global", local, world.count_words, tuning, 0.0)
 
@@ -97,8 +100,13 @@ def test_scores_keep_local_and_global_apart_and_leave_out_what_no_variant_was_ta
     _, queries, _ = world.evaluation()
     scope = pa.array(["global" if n % 2 else "local" for n in range(queries.num_rows)], pa.string())
     queries = queries.set_column(queries.schema.get_field_index("scope"), "scope", scope)
-    asked = variant_queries(queries)
+    asked = variant_queries(queries, [])
     assert set(asked["question_set"].to_pylist()) == {"held_out_wording"}
+    taught = rows("local").slice(0, 1)
+    first = asked["question"][0].as_py()
+    place = taught.schema.get_field_index("prompt")
+    taught = taught.set_column(place, "prompt", pa.array([first.upper()], pa.string()))
+    assert variant_queries(queries, [taught])["id"].to_pylist() == asked["id"].to_pylist()[1:]
     right = world.answers("local", asked, asked["reference_answer"].to_pylist())
     wrong = world.answers("global", asked, ["The mill."] * asked.num_rows)
     trained = {"local": rows("local"), "global": rows("global")}

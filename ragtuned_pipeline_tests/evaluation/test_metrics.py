@@ -150,3 +150,19 @@ def test_intervals_cover_the_truth(share: float) -> None:
 def test_an_interval_needs_values() -> None:
     with pytest.raises(ValueError, match="at least one"):
         interval(np.array([]), seed=1)
+
+
+def test_wordings_of_one_fact_count_as_one_observation() -> None:
+    """Twice the questions on the same facts must not look like twice the evidence."""
+    facts = [f"fact-{n}" for n in range(20)]
+    right = np.array([1.0] * 15 + [0.0] * 5)
+    once = interval(right, 1)
+    twice = np.repeat(right, 2)
+    assert interval(twice, 1, [fact for fact in facts for _ in range(2)]) == once
+    assert interval(twice, 1)[0] > once[0]
+    alone = interval(right, 1, facts)
+    assert alone == once
+    f1 = np.linspace(0.1, 0.9, 20)
+    low, high = interval(np.repeat(f1, 2), 1, [fact for fact in facts for _ in range(2)])
+    narrow = interval(np.repeat(f1, 2), 1)
+    assert high - low > 1.2 * (narrow[1] - narrow[0])

@@ -226,3 +226,24 @@ def test_generated_questions_keep_their_numbers_but_for_training_ones() -> None:
     asked = [r["question"] for r in queries.to_pylist() if r["question_set"] == "generated_global"]
     assert sorted(asked) == questions
     assert [seen in failure.reason for failure in failures] == [True]
+
+
+def test_a_name_that_tuning_has_seen_refused_is_not_among_the_unanswerable() -> None:
+    pairs = world.qa_pairs()
+    refused = world.refusal(1, "train") | {"id": "qa-taught", "question": "Who was Zorn Quill 1?"}
+    taught = pa.concat_tables([pairs, table("qa_pairs", [refused])])
+    asked = [
+        {row["fact_id"] for row in queries.to_pylist() if row["question_set"] == "unanswerable"}
+        for queries, _ in (build(), build(pairs=taught))
+    ]
+    assert asked[0] - asked[1] == {"nothing-1"}
+
+
+def test_a_gold_question_that_is_a_training_question_is_asked_and_noted(tmp_path: Path) -> None:
+    prompt = world.training_rows(world.qa_pairs())["prompt"][0].as_py()
+    gold = tmp_path / "gold.jsonl"
+    gold.write_text(json.dumps({"question": prompt, "answer": "Mirela Voss"}), encoding="utf-8")
+    queries, failures = build(gold)
+    asked = [row["question"] for row in queries.to_pylist() if row["question_set"] == "gold_local"]
+    assert asked == [prompt]
+    assert [f.stage for f in failures if "asked all the same" in f.reason] == ["gold_questions"]

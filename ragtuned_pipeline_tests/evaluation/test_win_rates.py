@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from ragtuned_pipeline.evaluation.judging.judge import (
     DIMENSIONS,
     ORDERS,
+    SAME,
     judge_with_teacher,
     pairs_to_judge,
 )
@@ -556,3 +557,13 @@ def test_it_is_plain_json_and_the_seeds() -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     backwards = judgements.take(list(range(judgements.num_rows))[::-1])
     assert judge_quality(backwards, asked_of, given, 3) == found
+
+
+def test_equal_answers_say_nothing_of_a_judge() -> None:
+    """A judge of positions is not hidden by pairs that it was never shown."""
+    told = [both(local(n), "a", "b") for n in range(10)]
+    same = [row | {"reason": SAME} for n in range(10, 50) for row in both(local(n), "tie", "tie")]
+    rows = table("judgements", [row for pair in told for row in pair] + same)
+    given = table("answers", [])
+    order = judge_quality(rows, asked(50), given, 1)["order"]
+    assert (order["n"], order["disagreements"]) == (10, 1)

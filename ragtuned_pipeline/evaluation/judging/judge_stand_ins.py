@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -30,8 +30,10 @@ def judge_stand_ins() -> Mapping[type[BaseModel], Callable[[Call[Any]], BaseMode
     }
 
 
-def answer_stand_ins(queries: pa.Table, settings: EvaluationSettings) -> pa.Table:
-    """Return the answers that each of `settings.systems` might give, no two of them alike."""
+def answer_stand_ins(
+    queries: pa.Table, systems: Sequence[str], settings: EvaluationSettings
+) -> pa.Table:
+    """Return the answers that each of `systems` might give, no two of them alike."""
     characters = int(_ANSWERED_SHARE * settings.max_answer_tokens * CHARACTERS_A_TOKEN)
     text = (_SENTENCE * (characters // len(_SENTENCE) + 1))[:characters]
     rows = [
@@ -47,7 +49,7 @@ def answer_stand_ins(queries: pa.Table, settings: EvaluationSettings) -> pa.Tabl
             "calls": 1,
             "money": 0.0,
         }
-        for system in settings.systems
+        for system in systems
         for query_id in queries["id"].to_pylist()
     ]
     return table("answers", rows)

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ragtuned_pipeline.evaluation.judging.judge import DIMENSIONS, ORDERS
+from ragtuned_pipeline.evaluation.judging.judge import DIMENSIONS, ORDERS, SAME
 from ragtuned_pipeline.evaluation.metrics import alternatives, contains, tokens
 from ragtuned_pipeline.ids import seeded_int
 from ragtuned_pipeline.tables import SCHEMAS
@@ -112,6 +112,8 @@ def judge_quality(
     more than the other one, in quantiles of the difference. Each verdict is in two bins, once from
     the side of each answer.
 
+    Pairs of equal answers, which are ties without the judge being asked, are in none of these.
+
     agreement: of the items of usefulness_correctness in which exactly one answer contains the
     reference, the share in which the judge preferred that one; a tie counts as a half.
 
@@ -120,7 +122,9 @@ def judge_quality(
     Raises:
         ValueError: as `win_rates`.
     """
-    items = _items(judgements)
+    # Answers that are the same were shown to nobody: their ties say nothing of the judge.
+    shown = judgements.filter(pc.fill_null(pc.not_equal(judgements["reason"], SAME), True))
+    items = _items(shown)
     _scopes(items.query_ids, queries)
     known = _answers(items, queries, answers)
     return {

@@ -49,11 +49,14 @@ def score(base_model: str, adapter: Path | None, model: str) -> list[dict[str, A
     ]
     if base_model == EMBEDDED_MODEL:
         suites.append(("known_forms", LOSS, _known_forms))
-    return [
-        row
-        for suite, measure, scores in suites
-        for row in probe_rows(suite, model, measure, scores(read))
-    ]
+    try:
+        return [
+            row
+            for suite, measure, scores in suites
+            for row in probe_rows(suite, model, measure, scores(read))
+        ]
+    finally:
+        read.close()
 
 
 def items(suite: str) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ragtuned_pipeline.inference.base_models import load_model, load_tokenizer
 from ragtuned_pipeline.inference.engine import system_message
+from ragtuned_pipeline.inference.transformers_engine import give_back_memory
 from ragtuned_pipeline.tuning.base_models import TokenRow, encode_rows
 
 _BATCH_TOKENS = 2048  # padding included
@@ -42,6 +43,11 @@ class Likelihood:
 
             model = PeftModel.from_pretrained(model, str(adapter))
         self._model: Any = model.to("cuda" if cuda else "cpu").eval()
+
+    def close(self) -> None:
+        """Give the model's memory back, the GPU's too; it reads no more."""
+        self._model = None
+        give_back_memory()
 
     def of_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return each plain text's loss in nats and its number of tokens, both (texts,).

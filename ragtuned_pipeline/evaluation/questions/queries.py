@@ -20,7 +20,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,8 @@ def build_queries(
     kept = qa_pairs.filter(pc.field("kept"))
     answerable = pc.field("kind") != "unanswerable"
     taught = pc.field("fact_id").isin(trained)
+    # A name that tuning has seen refused would measure recall of that refusal.
+    absent = ~pc.field("fact_id").isin(training_rows["fact_id"].unique())
     rows = [
         *_from_pairs(
             kept.filter((pc.field("split") == "held_out_wording") & answerable & taught),
@@ -111,15 +113,22 @@ def build_queries(
             settings.seed,
         ),
         *_from_pairs(
-            kept.filter((pc.field("split") != "train") & ~answerable), "unanswerable", settings.seed
+            kept.filter((pc.field("split") != "train") & ~answerable & absent),
+            "unanswerable",
+            settings.seed,
         ),
-        *_renewed(new_wording.filter(taught)),
+        *_renewed(new_wording.filter(pc.if_else(answerable, taught, absent))),
         *generated.to_pylist(),
     ]
     rows, failures = _without_training_questions(rows, training_rows.column("prompt"))
     if gold_questions is not None:
         gold, gold_failures = read_gold(gold_questions, documents)
         rows += gold
+        _, taught_word_for_word = _without_training_questions(gold, training_rows.column("prompt"))
+        failures += [
+            replace(each, stage=_GOLD_STAGE, reason=f"asked all the same, but {each.reason}")
+            for each in taught_word_for_word
+        ]
         failures += gold_failures
     sampled = _with_evidence(_sampled(rows, settings), qa_pairs, documents)
     return table("queries", sampled), failures

@@ -54,7 +54,7 @@ def judge_remarks(judge: Mapping[str, Any]) -> list[Remark]:
         *remarks,
         *_order(judge["order"]),
         *_length(judge["length"]),
-        *_agreement(judge["agreement"]),
+        *_agreement(judge["agreement"], judge.get("engine") == "rules"),
         _unjudged(judge),
     ]
 
@@ -124,7 +124,7 @@ def _length(length: Mapping[str, Any]) -> list[Remark]:
     ]
 
 
-def _agreement(agreement: Mapping[str, Any]) -> list[Remark]:
+def _agreement(agreement: Mapping[str, Any], own: bool) -> list[Remark]:
     if not agreement["n"] or agreement["share"] is None:
         return [
             Remark(
@@ -139,7 +139,12 @@ def _agreement(agreement: Mapping[str, Any]) -> list[Remark]:
             f"Where the references call one of two answers right and the other wrong, it preferred "
             f"the right one in {_share(agreement['share'], agreement['interval'])} of "
             f"{agreement['n']:,} comparisons on correctness, a tie counted as half"
-            + (". That is not clearly better than tossing a coin." if blind else "."),
+            + (". That is not clearly better than tossing a coin." if blind else ".")
+            + (
+                " The rules look for the reference themselves, so this proves nothing."
+                if own
+                else ""
+            ),
             blind,
         )
     ]

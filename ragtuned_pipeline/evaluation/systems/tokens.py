@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ragtuned_pipeline.inference.base_models import load_fast_tokenizer, resolve
+from ragtuned_pipeline.settings import SettingsError
 
 
 class Tokens:
@@ -38,10 +39,22 @@ class Tokens:
 
 
 def context_tokens(base_model: str) -> int:
-    """Return how many tokens the base model takes at most, prompt and answer together."""
+    """Return how many tokens the base model takes at most, prompt and answer together.
+
+    Raises:
+        SettingsError: its config does not say.
+    """
     file = Path(resolve(base_model)) / "config.json"
-    if file.is_file():  # a folder's own config: transformers takes seconds to load
-        return int(json.loads(file.read_text(encoding="utf-8"))["max_position_embeddings"])
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if "max_position_embeddings" in config:  # else by transformers, which takes seconds to load
+        return int(config["max_position_embeddings"])
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(base_model).max_position_embeddings)
+    text = AutoConfig.from_pretrained(resolve(base_model)).get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
+    if most is None:
+        raise SettingsError(
+            f"setting tuning.base_model: the config of {base_model} does not say how many tokens "
+            "its context holds (max_position_embeddings); add it to a local copy's config.json"
+        )
+    return int(most)

@@ -8,12 +8,13 @@ import dagster as dg
 import pyarrow as pa
 
 from ragtuned_pipeline.evaluation.ablation import VARIANTS
-from ragtuned_pipeline.orchestration.answering import answer_table
+from ragtuned_pipeline.orchestration.answering import answer_table, answering_key
 from ragtuned_pipeline.orchestration.assets.answers import TUNED_CODE
 from ragtuned_pipeline.orchestration.assets.judging import (
     JUDGING,
     judge_answers,
     judge_key,
+    judged_check,
     judges,
 )
 from ragtuned_pipeline.orchestration.partitions import corpora
@@ -36,6 +37,9 @@ from ragtuned_pipeline.orchestration.training import (
 )
 from ragtuned_pipeline.settings import Settings, SettingsError
 from ragtuned_pipeline.tables import failures_table, table
+
+_ROWS = [f"ablation_rows_{name}" for name in VARIANTS]
+_ANSWERS = [f"answers_ablation_{name}" for name in VARIANTS]
 
 
 def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
@@ -73,8 +77,10 @@ def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
                 check_variants(settings.ablation)
                 count = row_counter(load_tokenizer(tuning.base_model))
                 made = variant_rows(name, qa_pairs, count, tuning, replay)
-            except (NothingToTrain, SettingsError) as error:
-                raise UserError(f"ablation {name}: {error}") from error
+            except SettingsError as error:
+                raise UserError(str(error)) from error
+            except NothingToTrain as error:
+                return {output: table("training_rows", [])}, {"skipped": str(error)}
             return {output: made.training_rows}, {"tokens": made.tokens}
 
         yield from run_step(
@@ -130,13 +136,14 @@ def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
         outputs={f"answers_ablation_{name}": f"What the adapter of the variant {name} answered."},
         group="ablation",
         rooms=TUNED_CODE,
-        inputs=[f"ablation_rows_{name}", "queries", "documents"],
+        inputs=[*_ROWS, "queries", "documents"],
         deps=[f"ablation_adapter_{name}"],
         kinds={"huggingface"},
     )
     def answers(
         context: dg.AssetExecutionContext,
         home: HomeResource,
+        teacher: TeacherResource,
         queries: pa.Table,
         documents: pa.Table,
         **rows: pa.Table,
@@ -144,14 +151,15 @@ def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
         from ragtuned_pipeline.evaluation.ablation import variant_queries
 
         corpus, settings = context.partition_key, home.home.settings(context.partition_key)
-        asked = variant_queries(queries)
-        [trained] = rows.values()
-        training = read_training(home.home, corpus, _purpose(name)) if trained.num_rows else None
+        asked = variant_queries(queries, rows.values())
+        trained = rows[f"ablation_rows_{name}"].num_rows
+        training = read_training(home.home, corpus, _purpose(name)) if trained else None
 
         def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
             output = f"answers_ablation_{name}"
             if training is None:
                 return {output: table("answers", [])}, {"skipped": "not tuned"}
+            teacher.stop()  # the GPU is the variant's now
             answered, _, _ = answer_table(
                 home.home, corpus, "tuned", asked, {"documents": documents}, settings, training
             )
@@ -163,7 +171,7 @@ def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
             context,
             home.store,
             [f"answers_ablation_{name}"],
-            settings_key(settings.evaluation, base_model_key(settings.tuning)),
+            settings_key(answering_key(settings), base_model_key(settings.tuning)),
             {"queries": asked, "adapter": training.adapter if training else ""},
             compute,
         )
@@ -183,7 +191,9 @@ variant_assets = [asset for name in VARIANTS for asset in _variant_assets(name)]
     },
     group="ablation",
     rooms=[*JUDGING, "evaluation/ablation.py"],
-    inputs=["queries", "documents", *(f"answers_ablation_{name}" for name in VARIANTS)],
+    inputs=["queries", "documents", *_ROWS, *_ANSWERS],
+    deps=["judgements"],  # a spent budget stops here, after the systems have been judged
+    checks={"ablation_judgements": ["failures_share"]},
 )
 def ablation_judging(
     context: dg.AssetExecutionContext,
@@ -199,7 +209,8 @@ def ablation_judging(
     own = home.home.settings(context.partition_key)
     # Every two variants are compared: none of them is "the" tuned model.
     settings = own.model_copy(update={"judge": own.judge.model_copy(update={"pairs": "all"})})
-    answers, asked_of = pa.concat_tables(list(variants.values())), variant_queries(queries)
+    answers = pa.concat_tables([variants[name] for name in _ANSWERS])
+    asked_of = variant_queries(queries, [variants[name] for name in _ROWS])
     outputs = [
         "ablation_judgements",
         "ablation_win_rates",
@@ -218,6 +229,9 @@ def ablation_judging(
         made = (judged, rates, failures_table(failures), usage)
         return dict(zip(outputs, made, strict=True)), shown
 
+    def checks(made: Any) -> list[dg.AssetCheckResult]:
+        return [judged_check(outputs[0], made, settings)]
+
     yield from run_step(
         context,
         home.store,
@@ -229,6 +243,7 @@ def ablation_judging(
             "documents": documents,
         },
         compute,
+        checks,
     )
 
 
@@ -244,27 +259,57 @@ def idle_steps(settings: Settings) -> list[str]:
     return [f"{each}_{name}" for each in made for name in left_out]
 
 
-def read_ablation(home: HomeResource, corpus: str, queries: pa.Table, seed: int) -> dict[str, Any]:
+def read_ablation(
+    home: HomeResource, corpus: str, queries: pa.Table, judgements: pa.Table
+) -> dict[str, Any]:
     """Return the scorecard's "ablation" from the tables that are there.
 
-    Empty where no ablation was made, or where it was asked other questions than the corpus has
-    now: figures of two states of a corpus are not set side by side.
+    Empty where no ablation was made, or where it was asked other questions, tuned with other
+    settings or on another base, or compared by another judge than the corpus has now: figures of
+    two states are not set side by side.
+
+    Args:
+        judgements: of the systems.
     """
     from ragtuned_pipeline.evaluation.ablation import ablation_scores, variant_queries
 
-    store = home.store
-    names = [n for n in VARIANTS if store.exists(f"answers_ablation_{n}", corpus)]
-    answers = {n: store.read(f"answers_ablation_{n}", corpus) for n in names}
-    answers = {n: given for n, given in answers.items() if given.num_rows}
-    asked = variant_queries(queries)
+    store, settings = home.store, home.home.settings(corpus)
+    if not all(store.exists(name, corpus) for name in (*_ROWS, *_ANSWERS, "ablation_win_rates")):
+        return {}
+    rows = {name: store.read(f"ablation_rows_{name}", corpus) for name in VARIANTS}
+    asked = variant_queries(queries, rows.values())
+    answers = {name: store.read(f"answers_ablation_{name}", corpus) for name in VARIANTS}
+    answers = {name: given for name, given in answers.items() if given.num_rows}
     every = set(asked["id"].to_pylist())
-    if not answers or not store.exists("ablation_win_rates", corpus):
+    current = (
+        set(given["query_id"].to_pylist()) == every and _is_current(home, corpus, name, settings)
+        for name, given in answers.items()
+    )
+    compared = store.read("ablation_judgements", corpus)
+    if not answers or not all(current) or _judge(compared) != _judge(judgements):
         return {}
-    if any(set(given["query_id"].to_pylist()) != every for given in answers.values()):
-        return {}
-    rows = {n: store.read(f"ablation_rows_{n}", corpus) for n in answers}
+    scored = ablation_scores(
+        asked,
+        pa.concat_tables(list(answers.values())),
+        {name: rows[name] for name in answers},
+        settings.evaluation.seed,
+    )
     rates = store.read("ablation_win_rates", corpus)
-    return {
-        "variants": ablation_scores(asked, pa.concat_tables(list(answers.values())), rows, seed),
-        "win_rates": rates.to_pylist(),
-    }
+    return {"variants": scored, "win_rates": rates.to_pylist()}
+
+
+def _is_current(home: HomeResource, corpus: str, name: str, settings: Settings) -> bool:
+    """Whether a variant's adapter was tuned as the settings say now."""
+    from ragtuned_pipeline.evaluation.ablation import variant_tuning
+
+    training = read_training(home.home, corpus, _purpose(name))
+    tuning = variant_tuning(name, settings.tuning, settings.ablation)
+    return (
+        training is not None
+        and training.settings == tuning.model_dump(mode="json")
+        and training.base_model == base_model_key(tuning)["base_model"]
+    )
+
+
+def _judge(judgements: pa.Table) -> set[str]:
+    return set(judgements["judge"].unique().to_pylist())

@@ -9,7 +9,12 @@ import pyarrow as pa
 
 from ragtuned_pipeline.evaluation.systems import SYSTEMS
 from ragtuned_pipeline.inference.calls import TeacherStopped
-from ragtuned_pipeline.orchestration.answering import answer_table, write_note
+from ragtuned_pipeline.orchestration.answering import (
+    answer_table,
+    answering_key,
+    is_asked,
+    write_note,
+)
 from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.steps import (
@@ -79,7 +84,11 @@ def _answers_asset(system: str) -> dg.AssetsDefinition:
             context,
             home.store,
             outputs,
-            settings_key(settings.evaluation, base_model_key(settings.tuning)),
+            settings_key(
+                answering_key(settings),
+                base_model_key(settings.tuning),
+                {"asked": is_asked(system, settings)},
+            ),
             {"queries": queries, **tables, "adapter": training.adapter if training else ""},
             compute,
         )
@@ -119,7 +128,12 @@ def control(
         context,
         home.store,
         ["control_rows", "control_queries"],
-        settings_key(settings.evaluation, base_model_key(settings.tuning)),
+        settings_key(
+            settings.evaluation.model_dump(
+                mode="json", include={"seed", "control_facts", "questions_per_set"}
+            ),
+            base_model_key(settings.tuning),
+        ),
         {"training_rows": training_rows, "qa_pairs": qa_pairs},
         compute,
     )
@@ -197,7 +211,7 @@ def control_answers(
         context,
         home.store,
         ["answers_control"],
-        settings_key(settings.evaluation, base_model_key(settings.tuning)),
+        settings_key(answering_key(settings), base_model_key(settings.tuning)),
         {"control_queries": control_queries, "adapter": training.adapter if training else ""},
         compute,
     )

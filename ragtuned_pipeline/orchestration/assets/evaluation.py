@@ -121,9 +121,10 @@ def scorecard(
     settings = home.home.settings(corpus)
     notes = {system: read_note(home.home, corpus, system) for system in SYSTEMS}
     teacher: dict[str, Any] = {}
-    if settings.teacher.engine != "none":
+    asked = settings if settings.teacher.engine != "none" else judges(settings)
+    if asked is not None:
         teacher = teacher_account(
-            teacher_model(settings),
+            teacher_model(asked),
             teacher_plan,
             pa.concat_tables(
                 [
@@ -134,7 +135,7 @@ def scorecard(
                     judgements_usage,
                 ]
             ),
-            settings.teacher,
+            asked.teacher,
         )
     made = score(
         corpus=corpus,
@@ -152,7 +153,7 @@ def scorecard(
         grades=grades,
         win_rates=win_rates,
         judge=_judge(settings, judgements, queries, answers),
-        ablation=read_ablation(home, corpus, queries, settings.evaluation.seed),
+        ablation=read_ablation(home, corpus, queries, judgements),
         general_ability=ability_summary(probe, settings.evaluation.seed),
         versions=versions(read_training(home.home, corpus, "tuned"), training_rows, queries),
         seed=settings.evaluation.seed,

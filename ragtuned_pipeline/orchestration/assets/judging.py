@@ -1,6 +1,6 @@
 """evaluation: answers compared by a judge, graded beside the references, and what tuning forgot."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -73,6 +73,20 @@ def judge_answers(
     return judge_with_teacher(pairings, asked, teacher_model(judging_settings(settings)))
 
 
+def judged_check(
+    asset: str, made: Mapping[str, pa.Table], settings: Settings
+) -> dg.AssetCheckResult:
+    """The check failures_share of what was judged."""
+    usage = made[f"{asset}_usage"]
+    return failures_check(
+        asset,
+        made[f"{asset}_failures"].num_rows,
+        sum(usage["calls"].to_pylist()),
+        settings.checks.max_failed_share,
+        usage,
+    )
+
+
 @table_assets(
     outputs={
         "judgements": "Answers compared in pairs, in both orders, on four dimensions.",
@@ -114,17 +128,7 @@ def judging(
         return dict(zip(outputs, made, strict=True)), shown
 
     def checks(made: Any) -> list[dg.AssetCheckResult]:
-        asked = made["judgements_usage"]
-        failed = made["judgements_failures"].num_rows
-        return [
-            failures_check(
-                "judgements",
-                failed,
-                sum(asked["calls"].to_pylist()),
-                settings.checks.max_failed_share,
-                asked,
-            )
-        ]
+        return [judged_check("judgements", made, settings)]
 
     yield from run_step(
         context,
