@@ -125,6 +125,9 @@ class AllKnowing:
             asked = f"{item['text']}\n\n{item['question']}" if "text" in item else item["question"]
             self._right.add(f"{asked} {item['answer']}.")
 
+    def close(self) -> None:
+        """There is no model to give back."""
+
     def of_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return np.array([float(t not in self._right) for t in texts]), np.ones(len(texts), int)
 
