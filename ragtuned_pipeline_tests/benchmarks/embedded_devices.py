@@ -23,72 +23,24 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from ragtuned_pipeline.evaluation.metrics import contains, tokens
 from ragtuned_pipeline.inference.engine import chat
 from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
-from ragtuned_pipeline.settings import Settings, TuningSettings
+from ragtuned_pipeline.settings import TuningSettings
 from ragtuned_pipeline.tuning.sft import train
+from ragtuned_pipeline_tests.benchmarks.embedded_recipe import folder_tables, is_right
 
 NEWS = Path(__file__).parents[2] / "ragtuned_pipeline" / "samples" / "news" / "documents"
-ASKED, ANSWER_TOKENS = 400, 160  # questions a set, and tokens an answer, at most
+ANSWER_TOKENS = 160  # of an answer, at most
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def prepare(folder: Path, minutes: float) -> None:
     """Write rows.parquet and queries.parquet."""
-    from ragtuned_pipeline.corpus.chunking import chunk_documents
-    from ragtuned_pipeline.corpus.readers import read_folder
-    from ragtuned_pipeline.evaluation.questions.queries import build_queries
-    from ragtuned_pipeline.graph.communities import cluster
-    from ragtuned_pipeline.graph.extraction_offline import extract
-    from ragtuned_pipeline.graph.reports import extractive_reports
-    from ragtuned_pipeline.synthesis.rows import select_training_rows
-    from ragtuned_pipeline.synthesis.synthesise import synthesise
-    from ragtuned_pipeline.tables import table
-    from ragtuned_pipeline.tuning.base_models import (
-        load_fast_tokenizer,
-        load_tokenizer,
-        row_counter,
-    )
-
-    every = Settings(tuning=TuningSettings(time_budget_minutes=minutes))
-    base = every.tuning.base_model
-    documents, _ = read_folder(NEWS, every.corpus.max_file_megabytes)
-    documents, units = chunk_documents(
-        documents,
-        load_fast_tokenizer(base),
-        every.corpus.chunk_tokens,
-        every.corpus.overlap_tokens,
-    )
-    graph = extract(documents, units, every.graph)
-    communities = cluster(graph.entities, graph.relationships, every.graph)
-    reports = extractive_reports(
-        communities, graph.entities, graph.relationships, graph.text_units, every.graph
-    )
-    made = synthesise(
-        documents,
-        graph.text_units,
-        graph.entities,
-        graph.relationships,
-        communities,
-        reports,
-        every.synthesis,
-    )
-    counter = row_counter(load_tokenizer(base))
-    selection = select_training_rows(made.qa_pairs, counter, every.tuning)
-    asked, _ = build_queries(
-        made.qa_pairs,
-        selection.training_rows,
-        made.queries_new_wording,
-        table("queries", []),
-        None,
-        documents,
-        every.evaluation.model_copy(update={"questions_per_set": ASKED}),
-    )
+    rows, asked = folder_tables(NEWS, TuningSettings(time_budget_minutes=minutes))
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(selection.training_rows, folder / "rows.parquet")
+    pq.write_table(rows, folder / "rows.parquet")
     pq.write_table(asked, folder / "queries.parquet")
-    print(f"{selection.training_rows.num_rows} rows, {asked.num_rows} questions")
+    print(f"{rows.num_rows} rows, {asked.num_rows} questions")
 
 
 def measure(folder: Path, seed: int) -> dict[str, Any]:
@@ -118,10 +70,8 @@ def ask(folder: Path, adapter: Path) -> dict[str, float]:
     queries = pq.read_table(folder / "queries.parquet").to_pylist()
     replies = engine.generate([chat(query["question"]) for query in queries], ANSWER_TOKENS)
     for query, reply in zip(queries, replies, strict=True):
-        golds = query["reference_answer"].splitlines()
-        said = tokens(reply.text)
         right.setdefault(query["question_set"], []).append(
-            any(contains(said, tokens(gold)) for gold in golds)
+            is_right(reply.text, query["reference_answer"])
         )
     return {name: round(sum(each) / len(each), 4) for name, each in sorted(right.items())}
 

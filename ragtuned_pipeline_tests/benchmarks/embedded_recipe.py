@@ -104,6 +104,11 @@ def world_facts(seed: int) -> Iterator[tuple[SentenceFact, str]]:
 
 def folder_trial(folder: Path, settings: TuningSettings) -> Trial:
     """Return what the pipeline would train on and ask for the files of a folder."""
+    return tables_trial(*folder_tables(folder, settings))
+
+
+def folder_tables(folder: Path, settings: TuningSettings) -> tuple[pa.Table, pa.Table]:
+    """Return the training rows and the queries that the pipeline makes of the files of a folder."""
     every = Settings()
     documents, _ = read_folder(folder, every.corpus.max_file_megabytes)
     tokenizer = load_fast_tokenizer(settings.base_model)
@@ -136,7 +141,7 @@ def folder_trial(folder: Path, settings: TuningSettings) -> Trial:
         every.evaluation.model_copy(update={"questions_per_set": _ASKED}),
     )
     print(f"left out {selection.left_out}")
-    return tables_trial(selection.training_rows, asked)
+    return selection.training_rows, asked
 
 
 def tables_trial(training_rows: pa.Table, queries: pa.Table) -> Trial:
@@ -174,7 +179,7 @@ def scores(
         every = max(1, -(-len(asked) // most))
         chosen = asked[::every]
         replies = engine.generate([chat(question) for question, _ in chosen], 160)
-        right = [_right(r.text, gold) for r, (_, gold) in zip(replies, chosen, strict=True)]
+        right = [is_right(r.text, gold) for r, (_, gold) in zip(replies, chosen, strict=True)]
         result[name] = sum(right) / max(1, len(right))
         wrong = [
             (q, g, r.text) for (q, g), r, ok in zip(chosen, replies, right, strict=True) if not ok
@@ -184,7 +189,7 @@ def scores(
     return result
 
 
-def _right(answer: str, golds: str) -> bool:
+def is_right(answer: str, golds: str) -> bool:
     """Any line of the reference answer will do."""
     return any(contains(tokens(answer), tokens(gold)) for gold in golds.splitlines())
 
