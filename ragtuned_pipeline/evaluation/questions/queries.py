@@ -19,7 +19,7 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -120,11 +120,12 @@ def build_queries(
         *_renewed(new_wording.filter(pc.if_else(answerable, taught, absent))),
         *generated.to_pylist(),
     ]
-    rows, failures = _without_training_questions(rows, training_rows.column("prompt"))
+    trained_on = set(map(plain_question, training_rows.column("prompt").to_pylist()))
+    rows, failures = _without_training_questions(rows, trained_on)
     if gold_questions is not None:
         gold, gold_failures = read_gold(gold_questions, documents)
         rows += gold
-        _, taught_word_for_word = _without_training_questions(gold, training_rows.column("prompt"))
+        _, taught_word_for_word = _without_training_questions(gold, trained_on)
         failures += [
             replace(each, stage=_GOLD_STAGE, reason=f"asked all the same, but {each.reason}")
             for each in taught_word_for_word
@@ -193,10 +194,9 @@ def _renewed(new_wording: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def _without_training_questions(
-    rows: Sequence[dict[str, Any]], prompts: pa.ChunkedArray
+    rows: Sequence[dict[str, Any]], seen: Collection[str]
 ) -> tuple[list[dict[str, Any]], list[Failure]]:
     """Take out questions that tuning has seen word for word: they would measure recall of a row."""
-    seen = set(map(plain_question, prompts.to_pylist()))
     fresh = [row for row in rows if plain_question(row["question"]) not in seen]
     failures = [
         Failure("queries", row["id"], f"{row['question']!r} is word for word a training question")
