@@ -116,30 +116,13 @@ def is_asked(system: str, settings: Settings) -> bool:
     return not settings.evaluation.systems or system in settings.evaluation.systems
 
 
-# What an answer depends on; the other settings of the evaluation say what is asked and how it is
-# counted.
-ANSWERING = {
-    "seed",
-    "max_answer_tokens",
-    "batch_size",
-    "vanilla_rag_chunk_characters",
-    "vanilla_rag_overlap_characters",
-    "vanilla_rag_top_k",
-    "rerank_to",
-    "embedding_model",
-    "reranking_model",
-    "graphrag_community_level",
-    "graphrag_context_tokens",
-    "graphrag_entities",
-    "truncate_long_context",
-    "price_prompt",
-    "price_completion",
-}
+# They say who is asked what, and change no answer to a question.
+_ASKING = {"systems", "questions_per_set", "local_queries", "global_queries", "control_facts"}
 
 
 def answering_key(settings: Settings) -> dict[str, Any]:
     """Return the settings that answers depend on, for `settings_key`."""
-    return settings.evaluation.model_dump(mode="json", include=ANSWERING)
+    return settings.evaluation.model_dump(mode="json", exclude=_ASKING)
 
 
 class CannotAnswer(ValueError):

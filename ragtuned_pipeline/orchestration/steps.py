@@ -234,6 +234,7 @@ _SAME_SCHEMA = {
     "control_queries": "queries",
     "control_rows": "training_rows",
     "generated_queries": "queries",
+    "ablation_queries": "queries",
     "ablation_judgements": "judgements",
     "ablation_win_rates": "win_rates",
 }

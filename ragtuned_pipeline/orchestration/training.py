@@ -62,6 +62,27 @@ def read_training(home: Home, corpus: str, purpose: str) -> Training | None:
     return Training(**json.loads(file.read_text(encoding="utf-8")))
 
 
+def trained(
+    context: dg.AssetExecutionContext,
+    home: Home,
+    pipes: dg.PipesSubprocessClient,
+    purpose: str,
+    rows: pa.Table,
+    held_out: pa.Table | None,
+    settings: TuningSettings,
+) -> dg.MaterializeResult[Any]:
+    """Return the result of an adapter's asset: tuned on `rows`, a table training_rows.
+
+    The other arguments, and what is raised, are those of `train_adapter`.
+    """
+    told = rows.select(["system", "prompt", "completion", "epochs"])
+    training, kept = train_adapter(context, home, pipes, purpose, told, held_out, settings)
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(training.adapter),
+        metadata=training_metadata(home, context.partition_key, training, kept),
+    )
+
+
 def train_adapter(
     context: dg.AssetExecutionContext,
     home: Home,

@@ -77,6 +77,7 @@ ASSETS = {
         "ablation_judgements",
         "ablation_judgements_failures",
         "ablation_judgements_usage",
+        "ablation_queries",
         "ablation_win_rates",
         *(
             f"{made}_{variant}"

@@ -1,7 +1,6 @@
 """ablation: adapters tuned on parts of the rows, which share everything upstream."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import dagster as dg
@@ -32,8 +31,7 @@ from ragtuned_pipeline.orchestration.teaching import TeacherResource, account
 from ragtuned_pipeline.orchestration.training import (
     TRAINING_CODE,
     read_training,
-    train_adapter,
-    training_metadata,
+    trained,
 )
 from ragtuned_pipeline.settings import Settings, SettingsError
 from ragtuned_pipeline.tables import failures_table, table
@@ -117,26 +115,15 @@ def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
                 data_version=dg.DataVersion("none"), metadata={"skipped": "no rows"}
             )
         teacher.stop()  # the GPU is the trainer's now
-        corpus, settings = context.partition_key, home.home.settings(context.partition_key)
-        training, kept = train_adapter(
-            context,
-            home.home,
-            pipes,
-            _purpose(name),
-            rows.select(["system", "prompt", "completion", "epochs"]),
-            None,
-            variant_tuning(name, settings.tuning, settings.ablation),
-        )
-        return dg.MaterializeResult(
-            data_version=dg.DataVersion(training.adapter),
-            metadata=training_metadata(home.home, corpus, training, kept),
-        )
+        settings = home.home.settings(context.partition_key)
+        tuning = variant_tuning(name, settings.tuning, settings.ablation)
+        return trained(context, home.home, pipes, _purpose(name), rows, None, tuning)
 
     @table_assets(
         outputs={f"answers_ablation_{name}": f"What the adapter of the variant {name} answered."},
         group="ablation",
         rooms=TUNED_CODE,
-        inputs=[*_ROWS, "queries", "documents"],
+        inputs=["ablation_queries", f"ablation_rows_{name}", "documents"],
         deps=[f"ablation_adapter_{name}"],
         kinds={"huggingface"},
     )
@@ -144,16 +131,13 @@ def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext,
         home: HomeResource,
         teacher: TeacherResource,
-        queries: pa.Table,
+        ablation_queries: pa.Table,
         documents: pa.Table,
         **rows: pa.Table,
     ) -> Iterator[Any]:
-        from ragtuned_pipeline.evaluation.ablation import variant_queries
-
         corpus, settings = context.partition_key, home.home.settings(context.partition_key)
-        asked = variant_queries(queries, rows.values())
-        trained = rows[f"ablation_rows_{name}"].num_rows
-        training = read_training(home.home, corpus, _purpose(name)) if trained else None
+        [own] = rows.values()
+        training = read_training(home.home, corpus, _purpose(name)) if own.num_rows else None
 
         def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
             output = f"answers_ablation_{name}"
@@ -161,7 +145,13 @@ def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
                 return {output: table("answers", [])}, {"skipped": "not tuned"}
             teacher.stop()  # the GPU is the variant's now
             answered, _, _ = answer_table(
-                home.home, corpus, "tuned", asked, {"documents": documents}, settings, training
+                home.home,
+                corpus,
+                "tuned",
+                ablation_queries,
+                {"documents": documents},
+                settings,
+                training,
             )
             system = pa.array([name] * answered.num_rows, pa.string())
             place = answered.schema.get_field_index("system")
@@ -172,7 +162,7 @@ def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
             home.store,
             [f"answers_ablation_{name}"],
             settings_key(answering_key(settings), base_model_key(settings.tuning)),
-            {"queries": asked, "adapter": training.adapter if training else ""},
+            {"queries": ablation_queries, "adapter": training.adapter if training else ""},
             compute,
         )
 
@@ -180,6 +170,27 @@ def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
 
 
 variant_assets = [asset for name in VARIANTS for asset in _variant_assets(name)]
+
+
+@table_assets(
+    outputs={"ablation_queries": "What every variant is asked: nothing that any was tuned on."},
+    group="ablation",
+    rooms=["evaluation/ablation.py"],
+    inputs=["queries", *_ROWS],
+)
+def ablation_questions(
+    context: dg.AssetExecutionContext, home: HomeResource, queries: pa.Table, **rows: pa.Table
+) -> Iterator[Any]:
+    from ragtuned_pipeline.evaluation.ablation import variant_queries
+
+    yield from run_step(
+        context,
+        home.store,
+        ["ablation_queries"],
+        "",
+        {"queries": queries, **rows},
+        lambda: ({"ablation_queries": variant_queries(queries, rows.values())}, {}),
+    )
 
 
 @table_assets(
@@ -191,7 +202,7 @@ variant_assets = [asset for name in VARIANTS for asset in _variant_assets(name)]
     },
     group="ablation",
     rooms=[*JUDGING, "evaluation/ablation.py"],
-    inputs=["queries", "documents", *_ROWS, *_ANSWERS],
+    inputs=["ablation_queries", "documents", *_ANSWERS],
     deps=["judgements"],  # a spent budget stops here, after the systems have been judged
     checks={"ablation_judgements": ["failures_share"]},
 )
@@ -199,18 +210,16 @@ def ablation_judging(
     context: dg.AssetExecutionContext,
     home: HomeResource,
     teacher: TeacherResource,
-    queries: pa.Table,
+    ablation_queries: pa.Table,
     documents: pa.Table,
     **variants: pa.Table,
 ) -> Iterator[Any]:
-    from ragtuned_pipeline.evaluation.ablation import variant_queries
     from ragtuned_pipeline.evaluation.judging.win_rates import win_rates
 
-    own = home.home.settings(context.partition_key)
+    own = judges(home.home.settings(context.partition_key))
     # Every two variants are compared: none of them is "the" tuned model.
     settings = own.model_copy(update={"judge": own.judge.model_copy(update={"pairs": "all"})})
     answers = pa.concat_tables([variants[name] for name in _ANSWERS])
-    asked_of = variant_queries(queries, [variants[name] for name in _ROWS])
     outputs = [
         "ablation_judgements",
         "ablation_win_rates",
@@ -219,13 +228,10 @@ def ablation_judging(
     ]
 
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
-        by_model = judges(settings)
-        with (
-            teacher.open(context, home.home, by_model, outputs[0]) if by_model else nullcontext()
-        ) as asked:
-            judged, failures = judge_answers(asked_of, answers, documents, settings, asked)
+        with teacher.open(context, home.home, settings, outputs[0]) as asked:
+            judged, failures = judge_answers(ablation_queries, answers, documents, settings, asked)
             usage, shown = account(asked)
-        rates = win_rates(judged, asked_of, settings.evaluation.seed)
+        rates = win_rates(judged, ablation_queries, settings.evaluation.seed)
         made = (judged, rates, failures_table(failures), usage)
         return dict(zip(outputs, made, strict=True)), shown
 
@@ -238,7 +244,7 @@ def ablation_judging(
         outputs,
         judge_key(settings),
         {
-            "queries": asked_of,
+            "queries": ablation_queries,
             "answers": answers.drop_columns(["seconds"]),
             "documents": documents,
         },

@@ -32,8 +32,7 @@ from ragtuned_pipeline.orchestration.teaching import TeacherResource
 from ragtuned_pipeline.orchestration.training import (
     TRAINING_CODE,
     read_training,
-    train_adapter,
-    training_metadata,
+    trained,
 )
 from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tables import failures_table
@@ -156,25 +155,13 @@ def control_adapter(
 ) -> dg.MaterializeResult[Any]:
     """An adapter tuned on the shuffled rows: it can score only by what is not knowledge."""
     teacher.stop()  # the GPU is the trainer's now
-    corpus = context.partition_key
     if not control_rows.num_rows:
         return dg.MaterializeResult(
             data_version=dg.DataVersion("none"),
             metadata={"skipped": "too few facts to shuffle answers among them"},
         )
-    training, kept = train_adapter(
-        context,
-        home.home,
-        pipes,
-        "control",
-        control_rows.select(["system", "prompt", "completion", "epochs"]),
-        None,
-        home.home.settings(corpus).tuning,
-    )
-    return dg.MaterializeResult(
-        data_version=dg.DataVersion(training.adapter),
-        metadata=training_metadata(home.home, corpus, training, kept),
-    )
+    tuning = home.home.settings(context.partition_key).tuning
+    return trained(context, home.home, pipes, "control", control_rows, None, tuning)
 
 
 @table_assets(

@@ -122,7 +122,7 @@ def scorecard(
     notes = {system: read_note(home.home, corpus, system) for system in SYSTEMS}
     teacher: dict[str, Any] = {}
     asked = settings if settings.teacher.engine != "none" else judges(settings)
-    if asked is not None:
+    if asked.teacher.engine != "none":
         teacher = teacher_account(
             teacher_model(asked),
             teacher_plan,
@@ -182,11 +182,11 @@ def _judge(
 
     if settings.judge.engine == "none":
         return {"engine": "none"}
-    by_model = judges(settings)
+    teacher = judges(settings).teacher
     asked: dict[str, Any] = {}
-    if by_model:
+    if teacher.engine != "none":
         fields = {"temperature", "seed", "structured_output"}
-        asked = by_model.teacher.model_dump(mode="json", include=fields)
+        asked = teacher.model_dump(mode="json", include=fields)
     return {
         "engine": settings.judge.engine,
         "identity": judgements["judge"][0].as_py() if judgements.num_rows else "",

@@ -1,7 +1,6 @@
 """evaluation: answers compared by a judge, graded beside the references, and what tuning forgot."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import dagster as dg
@@ -26,20 +25,20 @@ from ragtuned_pipeline.orchestration.teaching import (
     teacher_model,
 )
 from ragtuned_pipeline.orchestration.training import read_training
-from ragtuned_pipeline.settings import Settings, SettingsError
+from ragtuned_pipeline.settings import Settings, SettingsError, TeacherSettings
 from ragtuned_pipeline.tables import Failure, failures_table, table
 
 JUDGING = ["evaluation/judging", "evaluation/metrics.py", "evaluation/retrieval.py"]
 
 
-def judges(settings: Settings) -> Settings | None:
-    """Return the settings with the judge as the teacher; None where no model judges.
+def judges(settings: Settings) -> Settings:
+    """Return the settings with the judge as the teacher; without any where no model judges.
 
     Raises:
         UserError: a model shall judge and none is named.
     """
     if settings.judge.engine != "teacher":
-        return None
+        return settings.model_copy(update={"teacher": TeacherSettings()})
     try:
         return judging_settings(settings)
     except SettingsError as error:
@@ -48,10 +47,8 @@ def judges(settings: Settings) -> Settings | None:
 
 def judge_key(settings: Settings) -> str:
     """Return what verdicts depend on, for `run_step`."""
-    asked = judges(settings)
-    return settings_key(
-        settings.judge, teacher_key(asked) if asked else {}, {"seed": settings.evaluation.seed}
-    )
+    seed = {"seed": settings.evaluation.seed}
+    return settings_key(settings.judge, teacher_key(judges(settings)), seed)
 
 
 def judge_answers(
@@ -61,7 +58,12 @@ def judge_answers(
     settings: Settings,
     asked: ShownTeacher | None,
 ) -> tuple[pa.Table, list[Failure]]:
-    """Return the table judgements of `answers`, and what could not be judged."""
+    """Return the table judgements of `answers`, and what could not be judged.
+
+    Args:
+        settings: of `judges`.
+        asked: the judge; None where no model judges.
+    """
     from ragtuned_pipeline.evaluation.judging.judge import judge_with_teacher, pairs_to_judge
     from ragtuned_pipeline.evaluation.judging.judge_rules import judge_by_rules
 
@@ -70,7 +72,7 @@ def judge_answers(
     pairings = pairs_to_judge(queries, answers, settings.judge, settings.evaluation.seed)
     if asked is None:
         return judge_by_rules(pairings, documents), []
-    return judge_with_teacher(pairings, asked, teacher_model(judging_settings(settings)))
+    return judge_with_teacher(pairings, asked, teacher_model(settings))
 
 
 def judged_check(
@@ -109,20 +111,17 @@ def judging(
 ) -> Iterator[Any]:
     from ragtuned_pipeline.evaluation.judging.grading import grade_with_teacher, queries_to_grade
 
-    settings = home.home.settings(context.partition_key)
-    by_model = judges(settings)
+    settings = judges(home.home.settings(context.partition_key))
     outputs = ["judgements", "grades", "judgements_failures", "judgements_usage"]
 
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
         grades, failures = table("grades", []), list[Failure]()
-        with (
-            teacher.open(context, home.home, by_model, "judgements") if by_model else nullcontext()
-        ) as asked:
+        with teacher.open(context, home.home, settings, "judgements") as asked:
             judgements, unjudged = judge_answers(queries, answers, documents, settings, asked)
-            if asked is not None and by_model is not None:
+            if asked is not None:
                 graded = queries_to_grade(queries, settings.judge, settings.evaluation.seed)
                 given = answers.filter(pc.field("query_id").isin(graded["id"].combine_chunks()))
-                grades, failures = grade_with_teacher(graded, given, asked, teacher_model(by_model))
+                grades, failures = grade_with_teacher(graded, given, asked, teacher_model(settings))
             usage, shown = account(asked)
         made = (judgements, grades, failures_table([*unjudged, *failures]), usage)
         return dict(zip(outputs, made, strict=True)), shown

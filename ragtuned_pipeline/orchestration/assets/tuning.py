@@ -13,8 +13,7 @@ from ragtuned_pipeline.orchestration.steps import OWNER, code_version
 from ragtuned_pipeline.orchestration.teaching import TeacherResource
 from ragtuned_pipeline.orchestration.training import (
     TRAINING_CODE,
-    train_adapter,
-    training_metadata,
+    trained,
 )
 
 
@@ -38,28 +37,16 @@ def lora_adapter(
     from ragtuned_pipeline.evaluation.questions.queries import trained_facts
 
     teacher.stop()  # the GPU is the trainer's now
-    corpus = context.partition_key
-    tuning = home.home.settings(corpus).tuning
-    trained = trained_facts(training_rows)
+    tuning = home.home.settings(context.partition_key).tuning
+    facts = trained_facts(training_rows)
     other_wordings = qa_pairs.filter(
         pc.and_(
             pc.and_(qa_pairs["kept"], pc.equal(qa_pairs["split"], "held_out_wording")),
-            pc.is_in(qa_pairs["fact_id"], value_set=trained),
+            pc.is_in(qa_pairs["fact_id"], value_set=facts),
         )
     )
-    training, kept = train_adapter(
-        context,
-        home.home,
-        pipes,
-        "tuned",
-        training_rows.select(["system", "prompt", "completion", "epochs"]),
-        as_rows(other_wordings, system_message(tuning.base_model)),
-        tuning,
-    )
-    return dg.MaterializeResult(
-        data_version=dg.DataVersion(training.adapter),
-        metadata=training_metadata(home.home, corpus, training, kept),
-    )
+    held_out = as_rows(other_wordings, system_message(tuning.base_model))
+    return trained(context, home.home, pipes, "tuned", training_rows, held_out, tuning)
 
 
 def as_rows(pairs: pa.Table, told: str | None) -> pa.Table:
