@@ -249,8 +249,32 @@ class ProbeSettings(_Section):
 
 
 class ChecksSettings(_Section):
+    """The gate of promotion, and when a stage counts as failed."""
+
     max_failed_share: float = Field(0.2, ge=0, le=1)  # of a stage's items
     min_gain_over_base: float = Field(0.05, ge=0)  # in contains-gold on held-out wordings
+    # How far a share may fall below that of the promoted adapter, on the questions both were asked.
+    max_drop: float = Field(0.05, ge=0, le=1)
+    max_probe_rise: float = Field(0.5, ge=0)  # nats a token on general text, above the promoted one
+
+
+class RetuningSettings(_Section):
+    """How a corpus that has an adapter is tuned again."""
+
+    start: Literal["scratch", "warm"] = "scratch"  # warm: from the promoted adapter
+    replay_share: float = Field(0.5, ge=0, lt=1)  # of a warm start's rows: earlier ones, seen again
+
+
+class PromotionSettings(_Section):
+    keep_adapters: int = Field(5, ge=1)  # earlier promoted ones that a rollback can go back to
+
+
+class AutomationSettings(_Section):
+    """What starts by itself while the Dagster daemon runs."""
+
+    watch: bool = True  # a run whenever a corpus's folder or settings change
+    quiet_seconds: float = Field(10, ge=0)  # a folder that changed later may still be copied
+    nightly: str = "0 3 * * *"  # cron, local time: corpora that changed; "" is off
 
 
 class Settings(_Section):
@@ -266,6 +290,9 @@ class Settings(_Section):
     ablation: AblationSettings = AblationSettings()
     probe: ProbeSettings = ProbeSettings()
     checks: ChecksSettings = ChecksSettings()
+    retuning: RetuningSettings = RetuningSettings()
+    promotion: PromotionSettings = PromotionSettings()
+    automation: AutomationSettings = AutomationSettings()
 
 
 _PROFILES: dict[str, dict[str, Any]] = {
