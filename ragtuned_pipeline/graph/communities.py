@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from ragtuned_pipeline.ids import content_id
 from ragtuned_pipeline.settings import GraphSettings
 
 _TITLE_NAMES = 3
+
+_Edge = tuple[str, str, float]
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def cluster(entities: pa.Table, relationships: pa.Table, settings: GraphSettings
     return tables.table("communities", rows)
 
 
-def _edges(relationships: pa.Table) -> list[tuple[str, str, float]]:
+def _edges(relationships: pa.Table) -> list[_Edge]:
     """Return the undirected edges (lo, hi, weight), sorted, weights of the same pair summed."""
     a, b = relationships["source_id"], relationships["target_id"]
     ordered = pc.less_equal(a, b)
@@ -108,32 +110,50 @@ def _edges(relationships: pa.Table) -> list[tuple[str, str, float]]:
     )
 
 
-def _leiden(
-    edges: list[tuple[str, str, float]], row: dict[str, int], settings: GraphSettings
-) -> list[_Cluster]:
+def _leiden(edges: list[_Edge], row: dict[str, int], settings: GraphSettings) -> list[_Cluster]:
+    """Return the clusters, parents before their children.
+
+    Each cluster is split by a run of its own, which sees nothing but the cluster's edges and starts
+    from the seed: where an edit leaves these edges alone, it leaves the cluster's parts alone. One
+    hierarchical run draws the random numbers of all clusters from one sequence, and one edge more
+    splits most of the other clusters in another way (docs/log.md, 2026-11-27).
+    """
+    found: list[_Cluster] = []
+    waiting = deque([(-1, edges)])
+    while waiting:
+        parent, inner = waiting.popleft()
+        parts = _split(inner, settings)
+        if parent >= 0 and len(parts) == 1:
+            continue
+        level = found[parent].level + 1 if parent >= 0 else 0
+        for members, own in parts:
+            found.append(_Cluster(level, parent, tuple(sorted(row[name] for name in members))))
+            if len(members) > settings.max_cluster_size:
+                waiting.append((len(found) - 1, own))
+    return found
+
+
+def _split(
+    edges: list[_Edge], settings: GraphSettings
+) -> Collection[tuple[list[str], list[_Edge]]]:
+    """Return the clusters that Leiden finds in a network, each with its members and its edges."""
     import graspologic_native
 
-    partition = graspologic_native.hierarchical_leiden(
+    _, partition = graspologic_native.leiden(
         edges=edges,
-        max_cluster_size=settings.max_cluster_size,
         seed=settings.seed,
         resolution=settings.resolution,
         randomness=settings.randomness,
         use_modularity=True,
         iterations=1,
     )
-    members: dict[int, list[int]] = defaultdict(list)
-    place: dict[int, tuple[int, int]] = {}
-    for entry in partition:
-        members[entry.cluster].append(row[entry.node])
-        parent = -1 if entry.parent_cluster is None else entry.parent_cluster
-        place[entry.cluster] = (entry.level, parent)
-    order = sorted(members)
-    index = {name: i for i, name in enumerate(order)} | {-1: -1}
-    return [
-        _Cluster(place[name][0], index[place[name][1]], tuple(sorted(members[name])))
-        for name in order
-    ]
+    parts: dict[int, tuple[list[str], list[_Edge]]] = defaultdict(lambda: ([], []))
+    for name in sorted(partition):
+        parts[partition[name]][0].append(name)
+    for edge in edges:
+        if partition[edge[0]] == partition[edge[1]]:
+            parts[partition[edge[0]]][1].append(edge)
+    return sorted(parts.values())
 
 
 def _title(members: Sequence[int], links: Mapping[int, int], titles: Sequence[str]) -> str:

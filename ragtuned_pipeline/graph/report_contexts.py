@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,16 @@ _REPORTS = "# Reports of sub-communities\n\n"
 _ENTITIES = "# Entities\nid | name | type | description\n"
 _RELATIONSHIPS = "\n# Relationships\nid | source | target | description\n"
 _LEFT_OUT = "\n{} further rows of this community are left out for length.\n"
+_LONGEST_NUMBER = 99_999  # rows are counted with it, before they have their own
+
+
+@dataclass(frozen=True)
+class ReportLine:
+    """A line of a written report, and the ids of the rows that it refers to."""
+
+    text: str
+    entities: tuple[str, ...] = ()
+    relationships: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -23,24 +33,24 @@ class ChildReport:
     """A written report as a parent's context tells it.
 
     Attributes:
-        text: ends with a line break.
         rank: the report's rating; where not all reports fit, the highest stay.
-        entities, relationships: the human_readable_ids that the text refers to.
     """
 
-    text: str
+    lines: tuple[ReportLine, ...]
     rank: float
-    entities: frozenset[int]
-    relationships: frozenset[int]
 
 
 @dataclass(frozen=True)
 class ReportContext:
     """What one report is written from.
 
+    Rows are numbered within the context, from 1 on: a row that the graph gains elsewhere changes no
+    context that it is not in, and so no report.
+
     Attributes:
         community: its number.
-        entities, relationships: the human_readable_ids in the text, which findings may refer to.
+        entities, relationships: the ids of what the text numbers 1, 2, 3, ..., which findings may
+            refer to.
         reports: the children whose reports stand for the rows inside them.
         left_out: inner relationships, and entities without one, that are neither in the text nor
             inside such a child.
@@ -48,18 +58,10 @@ class ReportContext:
 
     community: int
     text: str
-    entities: frozenset[int]
-    relationships: frozenset[int]
+    entities: tuple[str, ...]
+    relationships: tuple[str, ...]
     reports: tuple[int, ...]
     left_out: int
-
-
-@dataclass(frozen=True)
-class _Lines:
-    """The rows of a table as lines of text, each with its break, and their human_readable_ids."""
-
-    text: list[str]
-    number: list[int]
 
 
 class ReportContexts:
@@ -93,11 +95,14 @@ class ReportContexts:
         self._level = np.array(communities["level"], dtype=np.int64)
         self._entities = _lines(entities, ["title", "type", "description"])
         self._edges = _lines(relationships, ["source", "target", "description"])
+        self._entity_ids: list[str] = entities["id"].to_pylist()
+        self._edge_ids: list[str] = relationships["id"].to_pylist()
         # An item is a relationship with its ends, or an entity alone: items from len(edges) on.
         alone = np.arange(entities.num_rows)
         ends = [rows_of(relationships[end], entities["id"]) for end in ("source_id", "target_id")]
         self._ends = np.stack([np.r_[end, alone] for end in ends], axis=1)
-        lengths = count_tokens([*self._entities.text, *self._edges.text])
+        every = [_numbered(_LONGEST_NUMBER, line) for line in (*self._entities, *self._edges)]
+        lengths = count_tokens(every)
         self._entity_tokens, edge_tokens = np.split(lengths, [entities.num_rows])
         self._item_tokens = np.r_[edge_tokens, np.zeros_like(self._entity_tokens)]
         self._owner, self._items, linked = _items(communities, entities, relationships, self._ends)
@@ -121,7 +126,8 @@ class ReportContexts:
         child_of[self._items[below]] = self._owner[below]
         lengths = np.full(len(self._number), np.inf)
         held = [row for row, number in enumerate(self._number) if number in reports]
-        lengths[held] = self._count_tokens([reports[self._number[row]].text for row in held])
+        told = [_told(reports[self._number[row]], _Numbers(), _Numbers()) for row in held]
+        lengths[held] = self._count_tokens(told)
         for row in np.flatnonzero(self._level == level).tolist():
             yield self._context(row, child_of, reports, lengths)
 
@@ -183,36 +189,64 @@ class ReportContexts:
         reports: Mapping[int, ChildReport],
         left_out: int,
     ) -> ReportContext:
-        entities = list(dict.fromkeys(self._ends[items].ravel().tolist()))
-        edges = items[items < len(self._edges.text)].tolist()
-        children = [reports[number] for number in told]
-        parts = [_REPORTS, *(f"{child.text}\n" for child in children)] if told else []
-        if entities:
-            parts += [_ENTITIES, *(self._entities.text[i] for i in entities)]
-        if edges:
-            parts += [_RELATIONSHIPS, *(self._edges.text[i] for i in edges)]
+        named = list(dict.fromkeys(self._ends[items].ravel().tolist()))
+        linked = items[items < len(self._edges)].tolist()
+        entities = _Numbers(self._entity_ids[i] for i in named)
+        edges = _Numbers(self._edge_ids[i] for i in linked)
+        rows = [_numbered(n, self._entities[i]) for n, i in enumerate(named, 1)]
+        links = [_numbered(n, self._edges[i]) for n, i in enumerate(linked, 1)]
+        # What only a child's report names gets the numbers after those of the rows.
+        parts = [_REPORTS] if told else []
+        parts += [f"{_told(reports[number], entities, edges)}\n" for number in told]
+        parts += [_ENTITIES, *rows] if rows else []
+        parts += [_RELATIONSHIPS, *links] if links else []
         if left_out:
             parts.append(_LEFT_OUT.format(left_out))
         return ReportContext(
             self._number[row],
             "".join(parts),
-            frozenset(self._entities.number[i] for i in entities).union(
-                *(child.entities for child in children)
-            ),
-            frozenset(self._edges.number[i] for i in edges).union(
-                *(child.relationships for child in children)
-            ),
+            tuple(entities),
+            tuple(edges),
             tuple(told),
             left_out,
         )
 
 
-def _lines(table: pa.Table, columns: Sequence[str]) -> _Lines:
-    number = table["human_readable_id"]
+class _Numbers(dict[str, int]):
+    """The number of each id, from 1 on; an id that has none gets the next."""
+
+    def __init__(self, ids: Iterable[str] = ()) -> None:
+        super().__init__((identity, number) for number, identity in enumerate(ids, 1))
+
+    def __missing__(self, identity: str) -> int:
+        self[identity] = len(self) + 1
+        return self[identity]
+
+
+def _numbered(number: int, line: str) -> str:
+    return f"{number} | {line}"
+
+
+def _told(report: ChildReport, entities: _Numbers, relationships: _Numbers) -> str:
+    """Return a report as text: a line each, with the numbers of what it refers to in brackets."""
+    lines = []
+    for line in report.lines:
+        kinds = {
+            "entities": [entities[each] for each in line.entities],
+            "relationships": [relationships[each] for each in line.relationships],
+        }
+        named = "; ".join(f"{kind} {', '.join(map(str, of))}" for kind, of in kinds.items() if of)
+        text = " ".join(line.text.split())
+        lines.append(f"{text} [{named}]\n" if named else f"{text}\n")
+    return "".join(lines)
+
+
+def _lines(table: pa.Table, columns: Sequence[str]) -> list[str]:
+    """Return the rows of a table as lines of text, each with its break."""
     cells = [pc.fill_null(table[name], "") for name in columns]
-    row = pc.binary_join_element_wise(number.cast(pa.string()), *cells, " | ")
+    row = pc.binary_join_element_wise(*cells, " | ")
     line = pc.binary_join_element_wise(pc.replace_substring_regex(row, r"\s+", " "), "\n", "")
-    return _Lines(line.to_pylist(), number.to_pylist())
+    return list(line.to_pylist())
 
 
 def _items(

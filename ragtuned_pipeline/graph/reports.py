@@ -18,6 +18,7 @@ from ragtuned_pipeline.settings import GraphSettings
 _SUMMARY_SENTENCES = 4
 _FINDING_SENTENCES = 6
 _NAMES = 4
+_RATING_A_DECADE = 2.5
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,11 @@ class Sources:
         edges: relationship id -> its row.
         titles: entity id -> title.
         communities: number -> the community's row, in the table's order.
-        largest: the mass of the largest community, see _mass.
     """
 
     edges: Mapping[str, Mapping[str, Any]]
     titles: Mapping[str, str]
     communities: Mapping[int, Mapping[str, Any]]
-    largest: float
 
 
 def read_sources(
@@ -49,8 +48,7 @@ def read_sources(
     edges = {row["id"]: row for row in relationships.to_pylist()}
     titles = dict(zip(entities["id"].to_pylist(), entities["title"].to_pylist(), strict=True))
     rows = {row["community"]: row for row in communities.to_pylist()}
-    largest = max((_mass(row, edges) for row in rows.values()), default=1.0)
-    return Sources(edges, titles, rows, largest)
+    return Sources(edges, titles, rows)
 
 
 def extractive_reports(
@@ -108,10 +106,11 @@ def extractive_report(
         row,
         title,
         summary,
-        rating=round(10 * math.log1p(mass) / math.log1p(sources.largest), 2),
+        # Of the community alone, so that a larger one elsewhere changes no report.
+        rating=round(min(10.0, _RATING_A_DECADE * math.log10(1 + mass)), 2),
         rating_explanation=(
-            f"{row['size']} entities and {statements:g} statements that link them; the largest "
-            f"community of the corpus counts {sources.largest:g} of both and has rank 10."
+            f"{row['size']} entities and {statements:g} statements that link them; "
+            "10,000 of both have rank 10."
         ),
         findings=findings[: settings.report_findings],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ragtuned_pipeline import tables
 from ragtuned_pipeline.graph.descriptions import CountTokens
-from ragtuned_pipeline.graph.report_contexts import ChildReport, ReportContext, ReportContexts
+from ragtuned_pipeline.graph.report_contexts import (
+    ChildReport,
+    ReportContext,
+    ReportContexts,
+    ReportLine,
+)
 from ragtuned_pipeline.graph.reports import extractive_report, read_sources, report_row
 from ragtuned_pipeline.inference.calls import Call, Completed, Teacher
 from ragtuned_pipeline.inference.prompts import load_prompt
@@ -97,7 +103,6 @@ def reports_with_teacher(
     contexts = ReportContexts(
         communities, entities, relationships, settings.max_report_context_tokens, count_tokens
     )
-    entity_ids, relationship_ids = _Numbered(entities), _Numbered(relationships)
     reports: dict[int, dict[str, Any]] = {}
     failures: list[tables.Failure] = []
     below: dict[int, ChildReport] = {}
@@ -105,12 +110,12 @@ def reports_with_teacher(
         rows = [row for row in sources.communities.values() if row["level"] == level]
         by_id = {row["id"]: row for row in rows}
         failed: dict[int, tables.Failure] = {}
-        calls = _calls(contexts.at_level(level, below), sources.communities, settings)
+        given: dict[str, ReportContext] = {}
+        calls = _calls(contexts.at_level(level, below), sources.communities, settings, given)
         for outcome in teacher.complete(calls):
-            row = by_id[outcome.call.item_id]
+            row, context = by_id[outcome.call.item_id], given[outcome.call.item_id]
             if isinstance(outcome, Completed):
-                made = _row(row, outcome.value, entity_ids, relationship_ids, settings)
-                reports[row["community"]] = made
+                reports[row["community"]] = _row(row, outcome.value, context, settings)
             else:
                 failed[row["community"]] = _failure(row, outcome.reason, outcome.attempts)
         for row in rows:
@@ -119,10 +124,7 @@ def reports_with_teacher(
                 made = extractive_report(row, children, sources, settings)
                 reports[row["community"]] = made
                 failures.append(failed.get(row["community"]) or _failure(row, _TOO_LONG, 0))
-        below = {
-            row["community"]: _child_report(reports[row["community"]], entity_ids, relationship_ids)
-            for row in rows
-        }
+        below = {row["community"]: _child_report(reports[row["community"]]) for row in rows}
     ordered = [reports[number] for number in sources.communities]
     return tables.table("community_reports", ordered), tables.failures_table(failures)
 
@@ -131,32 +133,42 @@ def _calls(
     contexts: Iterable[ReportContext],
     communities: Mapping[int, Mapping[str, Any]],
     settings: GraphSettings,
+    given: dict[str, ReportContext],
 ) -> Iterator[Call[CommunityReport]]:
-    """Yield a call a context; an empty one, whose first row is too long, has none."""
+    """Yield a call a context; an empty one, whose first row is too long, has none.
+
+    Args:
+        given: gets the context of each call by its item, without the text.
+    """
     prompt = load_prompt(_PROMPT)
     for context in contexts:
         if context.entities or context.reports:
+            item = communities[context.community]["id"]
+            given[item] = replace(context, text="")
             yield Call(
                 step=STEP,
-                item_id=communities[context.community]["id"],
+                item_id=item,
                 messages=prompt.messages(context=context.text, findings=settings.report_findings),
                 schema=CommunityReport,
                 max_tokens=_REPLY_TOKENS,
-                check=partial(_wrong, context.entities, context.relationships),
+                check=partial(_wrong, len(context.entities), len(context.relationships)),
             )
 
 
-def _wrong(
-    entities: frozenset[int], relationships: frozenset[int], report: CommunityReport
-) -> str | None:
-    """Return why the report cannot be used, or None."""
+def _wrong(entities: int, relationships: int, report: CommunityReport) -> str | None:
+    """Return why the report cannot be used, or None.
+
+    Args:
+        entities, relationships: how many were given; they are numbered from 1 on.
+    """
     if not report.findings:
         return "the report has no findings; give at least one"
     wrong = []
     for kind, given in (("entities", entities), ("relationships", relationships)):
-        unknown = {number for each in report.findings for number in getattr(each, kind)} - given
+        named = {number for each in report.findings for number in getattr(each, kind)}
+        unknown = sorted(number for number in named if not 1 <= number <= given)
         if unknown:
-            wrong.append(f"{kind} {', '.join(map(str, sorted(unknown)))}")
+            wrong.append(f"{kind} {', '.join(map(str, unknown))}")
     if not wrong:
         return None
     return f"the findings name ids that were not given: {'; '.join(wrong)}; use given ids only"
@@ -167,34 +179,18 @@ def _failure(community: Mapping[str, Any], reason: str, attempts: int) -> tables
     return tables.Failure(STEP, community["id"], instead, attempts)
 
 
-class _Numbered:
-    """The ids of a table by human_readable_id, and back."""
-
-    def __init__(self, table: pa.Table) -> None:
-        numbers, ids = table["human_readable_id"].to_pylist(), table["id"].to_pylist()
-        self._ids = dict(zip(numbers, ids, strict=True))
-        self._numbers = dict(zip(ids, numbers, strict=True))
-
-    def ids(self, numbers: Iterable[int]) -> list[str]:
-        return [self._ids[number] for number in dict.fromkeys(numbers)]
-
-    def numbers(self, ids: Iterable[str]) -> list[int]:
-        return [self._numbers[identity] for identity in ids]
-
-
 def _row(
     community: Mapping[str, Any],
     report: CommunityReport,
-    entity_ids: _Numbered,
-    relationship_ids: _Numbered,
+    context: ReportContext,
     settings: GraphSettings,
 ) -> dict[str, Any]:
     findings = [
         {
             "summary": finding.summary,
             "explanation": finding.explanation,
-            "entity_ids": entity_ids.ids(finding.entities),
-            "relationship_ids": relationship_ids.ids(finding.relationships),
+            "entity_ids": _ids(context.entities, finding.entities),
+            "relationship_ids": _ids(context.relationships, finding.relationships),
         }
         for finding in report.findings[: settings.report_findings]
     ]
@@ -208,24 +204,19 @@ def _row(
     )
 
 
-def _child_report(
-    report: Mapping[str, Any], entity_ids: _Numbered, relationship_ids: _Numbered
-) -> ChildReport:
-    lines = [f"## {report['title']}", report["summary"]]
-    entities: set[int] = set()
-    relationships: set[int] = set()
+def _ids(given: Sequence[str], numbers: Iterable[int]) -> list[str]:
+    """Return the ids behind a context's numbers, each once."""
+    return [given[number - 1] for number in dict.fromkeys(numbers)]
+
+
+def _child_report(report: Mapping[str, Any]) -> ChildReport:
+    lines = [ReportLine(f"## {report['title']}"), ReportLine(report["summary"])]
     for finding in json.loads(report["full_content_json"])["findings"]:
-        named = entity_ids.numbers(finding.get("entity_ids", ()))
-        linked = relationship_ids.numbers(finding.get("relationship_ids", ()))
-        entities.update(named)
-        relationships.update(linked)
-        lines.append(_told(finding, named, linked))
-    text = "\n".join(" ".join(line.split()) for line in lines) + "\n"
-    return ChildReport(text, report["rank"], frozenset(entities), frozenset(relationships))
-
-
-def _told(finding: Mapping[str, str], entities: Sequence[int], relationships: Sequence[int]) -> str:
-    kinds = {"entities": entities, "relationships": relationships}
-    ids = "; ".join(f"{kind} {', '.join(map(str, n))}" for kind, n in kinds.items() if n)
-    told = f"- {finding['summary']} {finding['explanation']}"
-    return f"{told} [{ids}]" if ids else told
+        lines.append(
+            ReportLine(
+                f"- {finding['summary']} {finding['explanation']}",
+                tuple(finding.get("entity_ids", ())),
+                tuple(finding.get("relationship_ids", ())),
+            )
+        )
+    return ChildReport(tuple(lines), report["rank"])

@@ -12,10 +12,31 @@ from random import Random
 
 _FIRST = "Ada Berit Corin Dorte Edvin Freya Gorm Hilde Ivo Jorun Karl Liv Mats Nora Odd Petra Rolf"
 _FIRST += " Sigrid Tove Ulf Vera Wim Ylva Anselm Brita Clara Dag Elin Finn Greta Henrik Ingrid"
-_ONSET = "B Br D F G Gr H K Kr L M N P R S Sk St T Tr V".split()
-_NUCLEUS = "a e i o u ae ei".split()
-_CODA = "ld lm nd ng rd rn sk st th vik".split()
-_PLACES = "dale ford holm mere stead wick".split()
+_ONSET = [
+    "B",
+    "Br",
+    "D",
+    "F",
+    "G",
+    "Gr",
+    "H",
+    "K",
+    "Kr",
+    "L",
+    "M",
+    "N",
+    "P",
+    "R",
+    "S",
+    "Sk",
+    "St",
+    "T",
+    "Tr",
+    "V",
+]
+_NUCLEUS = ["a", "e", "i", "o", "u", "ae", "ei"]
+_CODA = ["ld", "lm", "nd", "ng", "rd", "rn", "sk", "st", "th", "vik"]
+_PLACES = ["dale", "ford", "holm", "mere", "stead", "wick"]
 _ORGANISATIONS = ["Dairy", "Boatyard", "Choir", "Library", "Museum", "School", "Brewery", "Trust"]
 _THINGS = ["a lantern", "a map", "a bell", "a loom", "a clock", "a ferry", "a barrel organ"]
 _CIRCLE = 14  # people
@@ -33,7 +54,7 @@ _STATEMENTS = (
     "{a} wrote a letter to {b} about the {o}.",
     "The {o} opened a hall in {p} on {d}.",
 )
-_MONTHS = "January March April June July September October December".split()
+_MONTHS = ["January", "March", "April", "June", "July", "September", "October", "December"]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from ragtuned_pipeline import tables
 from ragtuned_pipeline.graph.communities import cluster
-from ragtuned_pipeline.graph.report_contexts import ChildReport, ReportContexts
+from ragtuned_pipeline.graph.report_contexts import ChildReport, ReportContexts, ReportLine
 from ragtuned_pipeline.inference.base_models import load_fast_tokenizer
 from ragtuned_pipeline.settings import EMBEDDED_MODEL, Settings
 
@@ -110,11 +110,11 @@ def main(size: int) -> None:
         f"{entities.num_rows} entities, {relationships.num_rows} relationships, "
         f"{communities.num_rows} communities on {max(communities['level'].to_pylist()) + 1} levels"
     )
-    told = " ".join((WORDS * REPORT_WORDS)[:REPORT_WORDS]) + "\n"
+    told = " ".join((WORDS * REPORT_WORDS)[:REPORT_WORDS])
     by_level: dict[int, dict[int, ChildReport]] = defaultdict(dict)
     numbers, levels = communities["community"].to_pylist(), communities["level"].to_pylist()
     for number, level in zip(numbers, levels, strict=True):
-        report = ChildReport(f"## {number}\n{told}", 5.0, frozenset(), frozenset())
+        report = ChildReport((ReportLine(f"## {number}"), ReportLine(told)), 5.0)
         by_level[level][number] = report
     count = Counter()
 

@@ -204,7 +204,7 @@ def test_golden_report() -> None:
     text = " ".join(GOLDEN.values())
     assert first["title"] == GOLDEN_TITLE
     assert first["summary"] == GOLDEN_SUMMARY
-    assert first["rank"] == 10
+    assert first["rank"] == 2.7  # of eleven entities and statements
     assert first["full_content"].startswith(f"# {first['title']}\n\n{first['summary']}\n\n## ")
     assert json.loads(first["full_content_json"])["findings"] == first["findings"]
     for finding in first["findings"]:

@@ -12,6 +12,7 @@ import pytest
 
 from ragtuned_pipeline import tables
 from ragtuned_pipeline.graph.communities import cluster
+from ragtuned_pipeline.graph.report_contexts import ReportContexts
 from ragtuned_pipeline.graph.report_stand_ins import report_stand_ins
 from ragtuned_pipeline.graph.reports import extractive_reports
 from ragtuned_pipeline.graph.reports_llm import CommunityReport, reports_with_teacher
@@ -92,21 +93,24 @@ def test_findings_refer_to_entities_and_relationships_by_content_id() -> None:
     entities, relationships = towns()
     teacher = InMemoryTeacher(scripted)
     communities, reports, _ = written(teacher)
-    numbers = {
-        kind: dict(
-            zip(table["human_readable_id"].to_pylist(), table["id"].to_pylist(), strict=True)
-        )
-        for kind, table in (("entities", entities), ("relationships", relationships))
+    contexts = ReportContexts(
+        communities, entities, relationships, GRAPH.max_report_context_tokens, words
+    )
+    given = {
+        communities["id"][each.community].as_py(): each
+        for level in range(max(communities["level"].to_pylist()) + 1)
+        for each in contexts.at_level(level, {})
     }
     made = {call.item_id: scripted(call) for call in teacher.calls}
     for identity, report in zip(communities["id"].to_pylist(), reports.to_pylist(), strict=True):
         found = json.loads(report["full_content_json"])["findings"]
         asked = made[identity]["findings"]
         assert len(found) == len(report["findings"]) == len(asked) > 0
-        for finding, given, shown in zip(found, asked, report["findings"], strict=True):
-            assert finding["entity_ids"] == [numbers["entities"][n] for n in given["entities"]]
+        context = given[identity]
+        for finding, named, shown in zip(found, asked, report["findings"], strict=True):
+            assert finding["entity_ids"] == [context.entities[n - 1] for n in named["entities"]]
             assert finding["relationship_ids"] == [
-                numbers["relationships"][n] for n in given["relationships"]
+                context.relationships[n - 1] for n in named["relationships"]
             ]
             assert finding["entity_ids"]
             assert shown == {key: finding[key] for key in ("summary", "explanation")}
@@ -158,21 +162,16 @@ def test_unknown_ids_are_told_to_the_model_and_counted() -> None:
     assert reports.to_pylist() == extractive()
 
 
-def test_an_id_of_another_community_is_unknown() -> None:
-    entities, relationships = towns()
-    communities = cluster(entities, relationships, GRAPH)
-    every = set(entities["id"].to_pylist())
-    outside = {row["id"]: every - set(row["entity_ids"]) for row in communities.to_pylist()}
-    number = dict(
-        zip(entities["id"].to_pylist(), entities["human_readable_id"].to_pylist(), strict=True)
-    )
-
+def test_an_id_beyond_those_given_is_unknown_and_so_is_none() -> None:
     def script(call: Call[Any]) -> dict[str, Any]:
         made = scripted(call)
-        made["findings"][0]["entities"] = [number[min(outside[call.item_id])]]
+        given = rows_in(context_of(call), "Entities")
+        made["findings"][0]["entities"] = [0, len(given) + 1]
         return made
 
-    assert written(InMemoryTeacher(script))[2].num_rows == communities.num_rows
+    communities, _, failures = written(InMemoryTeacher(script))
+    assert failures.num_rows == communities.num_rows
+    assert all("entities 0, " in reason for reason in failures["reason"].to_pylist())
 
 
 def test_a_report_without_findings_fails() -> None:
