@@ -68,19 +68,33 @@ def test_what_is_the_same_is_drawn_once_where_that_is_wanted(offers: Any) -> Non
 
 
 def test_kinds_keep_their_shares_and_the_rest_comes_last() -> None:
-    offers = {u: {k: list(range(50)) for k in SHARES} for u in "uvwxyz"}
+    units = [f"unit {n}" for n in range(400)]
+    offers = {u: {k: [0] for k in SHARES} for u in units}
     kinds = [kind for _, kind, _ in drawn(offers, once=False)]
-    for n in range(1, 250):
-        counts = Counter(kinds[:n])
-        assert all(abs(counts[kind] - share * n) <= 1 for kind, share in SHARES.items())
-    assert set(kinds[-300:]) == {"rest"}
+    first = Counter(kinds[:400])
+    # Three standard deviations of a draw of 400.
+    for kind, share in SHARES.items():
+        assert abs(first[kind] - 400 * share) <= 3 * (400 * share * (1 - share)) ** 0.5
+    assert kinds[1200:] == ["rest"] * 400
 
 
-def test_a_unit_that_lacks_a_kind_gives_another_and_the_next_makes_up_for_it() -> None:
-    offers = {"u": {"a": [1, 2, 3, 4, 5]}, "v": {"a": [6, 7], "b": [8, 9], "c": [10]}}
+def test_a_unit_that_lacks_a_kind_gives_another() -> None:
+    offers = {"u": {"a": [1, 2, 3, 4, 5]}, "v": {"rest": [6, 7], "c": [10]}}
     got = drawn(offers, once=False)
     assert [kind for unit, kind, _ in got if unit == "u"] == ["a"] * 5
-    assert set([kind for unit, kind, _ in got if unit == "v"][:2]) == {"b", "c"}
+    assert [kind for unit, kind, _ in got if unit == "v"] == ["c", "rest", "rest"]
+
+
+@given(OFFERS, OFFERS)
+def test_what_a_unit_gives_does_not_depend_on_the_others(some: Any, others: Any) -> None:
+    # Apart from what several units have: of that the one drawn least often comes first.
+    def apart(unit: str, kinds: Any) -> Any:
+        return {kind: [f"{unit} {one}" for one in ones] for kind, ones in kinds.items()}
+
+    alone = {unit: apart(unit, kinds) for unit, kinds in some.items()}
+    more = alone | {f"{unit}2": apart(unit, kinds) for unit, kinds in others.items()}
+    expected = drawn(alone, once=True)
+    assert [each for each in drawn(more, once=True) if each[0] in alone] == expected
 
 
 @given(OFFERS)

@@ -84,7 +84,7 @@ class Samples:
         self._ends = dict(zip(keys, zip(sources, targets, strict=True), strict=True))
         self._pairs = frozenset(self._ends.values())
         self._of_entity: dict[str, list[str]] = defaultdict(list)
-        for key in sorted(keys):
+        for key in keys:
             for end in self._ends[key]:
                 self._of_entity[end].append(key)
 
@@ -149,9 +149,8 @@ class Samples:
         turned = seeded_int(self._seed, "bridge", unit, first)
         ways = [self._ends[first], self._ends[first][::-1]]
         for start, bridge in ways[:: 1 if turned % 2 else -1]:
-            onwards = self._of_entity[bridge]
-            for step in range(min(len(onwards), _BRIDGES_TRIED)):
-                second = onwards[(turned + step) % len(onwards)]
+            onwards = self._shuffled(unit, self._of_entity[bridge])
+            for second in onwards[:_BRIDGES_TRIED]:
                 (end,) = {*self._ends[second]} - {bridge} or {bridge}
                 if len({start, bridge, end}) == 3:
                     units = dict.fromkeys((unit, self._stating(second, unit)))
@@ -160,7 +159,5 @@ class Samples:
 
     def _stating(self, relationship: str, unit: str) -> str:
         """Return a unit that states the relationship, `unit` where it does."""
-        units = sorted(self._relationships[relationship]["text_unit_ids"])
-        if unit in units:
-            return unit
-        return str(units[seeded_int(self._seed, "second", unit, relationship) % len(units)])
+        units = self._shuffled(unit, self._relationships[relationship]["text_unit_ids"])
+        return unit if unit in units else units[0]

@@ -21,8 +21,9 @@ def evenly(
 ) -> Iterator[T]:
     """Yield what the units offer: one of each unit before a second of any, until all is drawn.
 
-    A unit gives the kind that is furthest behind its share among those that it has left, and of
-    that kind what was drawn least often so far, the first of several.
+    The kind that a unit gives is drawn by the shares of those that it has left, from the unit's id
+    alone, so that a unit more leaves what the others give alone; of that kind it gives what was
+    drawn least often so far, the first of several.
 
     Args:
         units: their ids; the order is drawn by `seed`.
@@ -35,7 +36,7 @@ def evenly(
     order = sorted(units, key=lambda unit: (seeded_int(seed, "unit", unit), unit))
     left: dict[str, dict[str, list[T]]] = {}
     drawn: Counter[Hashable] = Counter()
-    made: Counter[str] = Counter()
+    turn = 0
     while order:
         giving = []
         for unit in order:
@@ -49,12 +50,20 @@ def evenly(
             able = [kind for kind in shares if left[unit].get(kind)]
             if not able:
                 continue
-            next_one = made.total() + 1
-            kind = max(able, key=lambda k: (shares[k] > 0, shares[k] * next_one - made[k]))
-            ones = left[unit][kind]
+            ones = left[unit][_drawn_kind(able, shares, seeded_int(seed, "kind", unit, str(turn)))]
             one = ones.pop(min(range(len(ones)), key=lambda place: drawn[key(ones[place])]))
             drawn[key(one)] += 1
-            made[kind] += 1
             giving.append(unit)
             yield one
         order = giving
+        turn += 1
+
+
+def _drawn_kind(able: Sequence[str], shares: Mapping[str, float], draw: int) -> str:
+    """Return one of `able` by its share of theirs; `draw` is a 64-bit number."""
+    at = draw / 2**64 * sum(shares[kind] for kind in able)
+    for kind in able:
+        at -= shares[kind]
+        if at < 0:
+            return kind
+    return able[0]
