@@ -92,7 +92,7 @@ def test_what_a_unit_gives_does_not_depend_on_the_others(some: Any, others: Any)
         return {kind: [f"{unit} {one}" for one in ones] for kind, ones in kinds.items()}
 
     alone = {unit: apart(unit, kinds) for unit, kinds in some.items()}
-    more = alone | {f"{unit}2": apart(unit, kinds) for unit, kinds in others.items()}
+    more = alone | {f"{unit}2": apart(f"{unit}2", kinds) for unit, kinds in others.items()}
     expected = drawn(alone, once=True)
     assert [each for each in drawn(more, once=True) if each[0] in alone] == expected
 
