@@ -6,7 +6,7 @@ names counters it (2405.05904, 2502.14502).
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -33,6 +33,7 @@ REFUSALS = (
 _GENERATOR = "template:unanswerable@1"
 _HELD_OUT_SHARE = 0.25  # of the absent names, asked in evaluation only
 _MOST_LOOK_ALIKES = 6  # of one name
+_PEERS = 8  # whose parts a name may borrow
 _CONSONANTS, _VOWELS = "bdfgklmnprstv", "aeiou"
 
 
@@ -42,7 +43,8 @@ def unanswerable_facts(
     """Return facts about absent names, `settings.unanswerable_share` of all facts then.
 
     Each takes the question of a real fact and puts a look-alike in the place of the entity's name;
-    every third asks for an overview of the absent name itself.
+    about every third asks for an overview of the absent name itself. Draws depend on a fact and its
+    names alone: a name more in the corpus leaves nearly all of them as they are.
     """
     share = settings.unanswerable_share
     wanted = round(len(facts) * share / (1 - share))
@@ -69,7 +71,8 @@ def unanswerable_facts(
             absent = absent_names.like(name, turn)
             if absent is None or absent in made:
                 continue
-            about = _asked_about(fact, name, absent, names.kinds[name], len(made) % 3 == 2)
+            overview = seeded_int(settings.seed, "overview", absent) % 3 == 0
+            about = _asked_about(fact, name, absent, names.kinds[name], overview)
             if about is not None:
                 made[absent] = _refused(about, absent, settings.seed)
                 used.add(fact.id)
@@ -87,10 +90,15 @@ class AbsentNames:
         # What holds no space stands in the text where it stands in one of these.
         self._words = "\n".join(sorted(set(self._text.split())))
         self._known: dict[str, list[str]] = {}
-        self._peers: dict[str, list[str]] = defaultdict(list)  # by type
-        for title in sorted(names.titles.values()):
+        # By type, on a ring (Karger et al. 1997): a name takes the peers that follow its own point,
+        # so that a name more is a peer of a few others only.
+        self._peers: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        for title in names.titles.values():
             if " " in title:
-                self._peers[names.kinds[title]].append(title)
+                point = seeded_int(seed, "peer", title)
+                self._peers[names.kinds[title]].append((point, title))
+        for ring in self._peers.values():
+            ring.sort()
 
     def like(self, name: str, turn: int) -> str | None:
         """Return the name like `name`, number `turn`, that stands nowhere in the corpus."""
@@ -115,12 +123,11 @@ class AbsentNames:
         parts = name.split()
         draw = seeded_int(self._seed, "look-alike", name)
         if len(parts) > 1:
-            peers = self._peers[self._names.kinds[name]]
-            own = bisect_left(peers, name)
-            alike = bisect_right(peers, name) - own  # not peers of itself
-            for step in range(min(8, len(peers) - alike)):
-                place = (draw + step * 7919) % (len(peers) - alike)
-                other = peers[place if place < own else place + alike].split()
+            ring = self._peers[self._names.kinds[name]]
+            first = bisect_left(ring, (draw, ""))
+            following = (ring[(first + step) % len(ring)][1] for step in range(len(ring)))
+            for peer in islice((each for each in following if each != name), _PEERS):
+                other = peer.split()
                 yield " ".join([*parts[:-1], other[-1]])
                 yield " ".join([other[0], *parts[1:]])
         for step in range(6):
