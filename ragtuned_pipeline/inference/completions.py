@@ -5,6 +5,10 @@ transaction as its cost, so that neither can be there without the other. The key
 identity, the messages, the reply's schema and the sampling: another model, temperature or schema
 never gets an old reply. Several processes may use one file (write-ahead log); a killed one loses
 nothing that it had stored.
+
+Which corpora have used a reply is noted beside it, so that a corpus can forget those that are made
+of a document it no longer has. Replies of a file from before that was noted have no known user;
+those are forgotten with the first corpus that may have used them (the same step and model).
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +38,14 @@ CREATE TABLE IF NOT EXISTS completions (
     text TEXT NOT NULL,
     prompt_tokens INTEGER NOT NULL,
     completion_tokens INTEGER NOT NULL,
-    used_at REAL NOT NULL
+    used_at REAL NOT NULL,
+    paid_by TEXT  -- the corpus whose run asked for it; null where it is not known, or has forgotten
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS uses (  -- by the corpora that found the reply here
+    key BLOB NOT NULL,
+    corpus TEXT NOT NULL,
+    old INTEGER NOT NULL,  -- 1: from before forgetting began, and not used since
+    PRIMARY KEY (key, corpus)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS usage (
     run TEXT NOT NULL,
@@ -88,7 +100,43 @@ class Usage:
         return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Usage)))
 
 
+_NOTE = (
+    "INSERT INTO uses VALUES (?, ?, 0) ON CONFLICT (key, corpus) DO UPDATE SET old = 0 WHERE old"
+)
+# Before it is forgotten, what a corpus paid for is noted as used by it.
+_NOTE_PAID = """
+INSERT INTO uses SELECT key, paid_by, 1 FROM completions WHERE paid_by = :corpus
+ON CONFLICT (key, corpus) DO NOTHING
+"""
+_OF_OTHERS = """(
+    coalesce(c.paid_by, :corpus) != :corpus
+    OR EXISTS (SELECT 1 FROM uses o WHERE o.key = c.key AND o.corpus != :corpus)
+)"""
+_USER_UNKNOWN = """(
+    c.paid_by IS NULL AND NOT EXISTS (SELECT 1 FROM uses o WHERE o.key = c.key)
+    AND (c.step, c.model) IN (SELECT step, model FROM usage WHERE corpus = :corpus)
+)"""
+_OLD = "EXISTS (SELECT 1 FROM uses o WHERE o.key = c.key AND o.corpus = :corpus AND o.old)"
+_FORGET = f"""
+DELETE FROM completions AS c WHERE NOT {_OF_OTHERS} AND ({_OLD} OR {_USER_UNKNOWN})
+"""
+_FORGETTABLE = f"""
+SELECT count(*) FROM completions AS c WHERE NOT {_OF_OTHERS} AND (
+    c.paid_by = :corpus
+    OR EXISTS (SELECT 1 FROM uses o WHERE o.key = c.key AND o.corpus = :corpus)
+    OR {_USER_UNKNOWN}
+)
+"""
+_NOT_PAID_ANY_MORE = """
+UPDATE completions SET paid_by = NULL WHERE paid_by = :corpus
+    AND EXISTS (SELECT 1 FROM uses o WHERE o.key = completions.key AND o.corpus = :corpus AND o.old)
+"""
+_DELETE_IDLE_USES = "DELETE FROM uses WHERE key NOT IN (SELECT key FROM completions)"
 _COUNTS = [f.name for f in fields(Usage)]
+
+
+class StoreInUse(RuntimeError):
+    """Another process reads the file all the time, so that deleted text cannot leave it."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +170,7 @@ class CompletionStore:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self._read: list[bytes] = []  # keys whose use is not noted yet
+        self._read: list[tuple[bytes, str | None]] = []  # keys whose use is not noted yet; by whom
         self._connection = sqlite3.connect(
             path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
@@ -131,6 +179,7 @@ class CompletionStore:
         # a power cut, at one disk flush a reply, which the event loop would wait for.
         self._connection.execute("PRAGMA synchronous = NORMAL")
         self._connection.executescript(_SCHEMA)
+        self._add_payer()
 
     def __enter__(self) -> CompletionStore:
         return self
@@ -143,8 +192,12 @@ class CompletionStore:
             self._note_use()
             self._connection.close()
 
-    def get(self, key: bytes) -> Stored | None:
-        """Return the reply stored under `key`."""
+    def get(self, key: bytes, corpus: str | None = None) -> Stored | None:
+        """Return the reply stored under `key`.
+
+        Args:
+            corpus: noted as one that uses the reply; None where nothing is made of it (a plan).
+        """
         with self._lock:
             row = self._connection.execute(
                 "SELECT text, prompt_tokens, completion_tokens FROM completions WHERE key = ?",
@@ -152,7 +205,7 @@ class CompletionStore:
             ).fetchone()
             if row is None:
                 return None
-            self._read.append(key)
+            self._read.append((key, corpus))
             if len(self._read) >= _NOTED_AT_ONCE:
                 self._note_use()
         return Stored(*row)
@@ -165,8 +218,8 @@ class CompletionStore:
         Where another process was faster its reply stays: both get the same one from then on.
         """
         with self._lock, self._transaction():
-            self._connection.execute(
-                "INSERT OR IGNORE INTO completions VALUES (?, ?, ?, ?, ?, ?, ?)",
+            stored = self._connection.execute(
+                "INSERT OR IGNORE INTO completions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     key,
                     model,
@@ -175,14 +228,18 @@ class CompletionStore:
                     reply.prompt_tokens,
                     reply.completion_tokens,
                     time.time(),
+                    scope.corpus,
                 ),
             )
+            if not stored.rowcount:
+                self._connection.execute(_NOTE, (key, scope.corpus))
             self._count(scope, step, model, usage)
 
     def discard(self, key: bytes) -> None:
-        """Delete the reply under `key`: it is of no use any more."""
-        with self._lock:
+        """Delete the reply under `key`, for a new one: it is of no use any more."""
+        with self._lock, self._transaction():
             self._connection.execute("DELETE FROM completions WHERE key = ?", (key,))
+            self._connection.execute("UPDATE uses SET old = 0 WHERE key = ?", (key,))
 
     def add(self, scope: Scope, step: str, model: str, usage: Usage) -> None:
         """Count usage that brought no reply: hits, retries, failures."""
@@ -221,12 +278,68 @@ class CompletionStore:
         """
         with self._lock:
             self._note_use()
-            deleted = self._connection.execute(
-                "DELETE FROM completions WHERE used_at < ?", (time.time() - days * 86_400,)
-            ).rowcount
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._connection.execute("VACUUM")
+            with self._transaction():
+                deleted = self._connection.execute(
+                    "DELETE FROM completions WHERE used_at < ?", (time.time() - days * _DAY,)
+                ).rowcount
+                self._connection.execute(_DELETE_IDLE_USES)
+            self._shrink()
         return int(deleted)
+
+    def forgettable(self, corpus: str) -> int:
+        """Return how many replies no other corpus has used: the most that `forget` could delete."""
+        with self._lock:
+            self._note_use()
+            [count] = self._connection.execute(_FORGETTABLE, {"corpus": corpus}).fetchone()
+        return int(count)
+
+    def begin_forgetting(self, corpus: str) -> None:
+        """Count all that `corpus` has used so far as old. Whatever it uses again is spared."""
+        named = {"corpus": corpus}
+        with self._lock:
+            self._note_use()
+            with self._transaction():
+                self._connection.execute("UPDATE uses SET old = 1 WHERE corpus = :corpus", named)
+                self._connection.execute(_NOTE_PAID, named)
+
+    def forget(self, corpus: str) -> int:
+        """Delete the replies that `corpus` has not used again since `begin_forgetting`, and that no
+        other corpus has used; return how many. Their bytes are gone from the file and its log.
+
+        What was spent stays counted.
+
+        Raises:
+            StoreInUse: the bytes are still in the file; call it again.
+        """
+        named = {"corpus": corpus}
+        with self._lock:
+            self._note_use()
+            self._connection.execute("PRAGMA secure_delete = ON")
+            with self._transaction():
+                deleted = self._connection.execute(_FORGET, named).rowcount
+                self._connection.execute(_NOT_PAID_ANY_MORE, named)
+                self._connection.execute("DELETE FROM uses WHERE corpus = :corpus AND old", named)
+            if not self._shrink():
+                raise StoreInUse(
+                    "another process reads the completion store without a pause; stop it and "
+                    "repeat the command, so that the deleted replies leave the file"
+                )
+        return int(deleted)
+
+    def _shrink(self) -> bool:
+        """Write the file anew without what was deleted; return whether its log is empty, too."""
+        self._connection.execute("VACUUM")
+        (busy, *_) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+
+    def _add_payer(self) -> None:
+        """Bring a file from before the payers were noted up to date."""
+        query = "SELECT 1 FROM pragma_table_info('completions') WHERE name = 'paid_by'"
+        if self._connection.execute(query).fetchone():
+            return
+        with self._transaction():
+            if not self._connection.execute(query).fetchone():  # another process may have
+                self._connection.execute("ALTER TABLE completions ADD COLUMN paid_by TEXT")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -240,13 +353,16 @@ class CompletionStore:
         self._connection.execute("COMMIT")
 
     def _note_use(self) -> None:
-        """Note to the day when the replies were last used, so that pruning spares them."""
+        """Note to the day when the replies were last used, so that pruning spares them; and by
+        which corpora."""
         now = time.time()
+        read = sorted(self._read, key=itemgetter(0))  # in the order in which they lie on the disk
         with self._transaction():
             self._connection.executemany(
                 "UPDATE completions SET used_at = ? WHERE key = ? AND used_at < ?",
-                ((now, key, now - _DAY) for key in self._read),
+                ((now, key, now - _DAY) for key, _ in read),
             )
+            self._connection.executemany(_NOTE, (each for each in read if each[1] is not None))
         self._read.clear()
 
     def _count(self, scope: Scope, step: str, model: str, usage: Usage) -> None:

@@ -119,6 +119,7 @@ class LlmTeacher:
         self._backend = backend
         self._settings = settings
         self._store = store
+        self._scope = scope
         self._spending = _Spending(backend.identity, settings, store, budget, scope)
         self._hits: Counter[str] = Counter()  # by step, not yet counted
         self._concurrency = AdaptiveConcurrency(settings.concurrency)
@@ -205,7 +206,7 @@ class LlmTeacher:
     def _look_up(self, call: Call[T], key: bytes) -> Completed[T] | None:
         """Return the stored reply; one that code has changed so that it is not valid any more is
         discarded, for a new one to take its place."""
-        stored = self._store.get(key)
+        stored = self._store.get(key, self._scope.corpus)
         if stored is None:
             return None
         hit = self._hit(call, stored)

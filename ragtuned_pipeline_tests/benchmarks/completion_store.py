@@ -2,8 +2,9 @@
 
     python -m ragtuned_pipeline_tests.benchmarks.completion_store
 
-Prints, from one run: writes, reads of replies that are there, reads of ones that are not, and the
-floor of a read, which is SQLite alone fetching the same rows by key.
+Prints, from one run: writes, reads of replies that are there by the corpus that paid for them and
+by another one, reads of ones that are not there, the floor of a read, which is SQLite alone
+fetching the same rows by key, and how long it takes to forget half of the replies.
 """
 
 import sqlite3
@@ -42,11 +43,18 @@ def main() -> None:
         with CompletionStore(path) as store:
             reply = Stored(TEXT, 900, 600)
             per_second("writes", lambda k: store.put(k, "m", reply, scope, "step", usage), keys)
-            per_second("reads", store.get, keys)
+            per_second("reads", lambda k: store.get(k, "corpus"), keys)
+            per_second("reads by another corpus", lambda k: store.get(k, "other"), keys[::2])
             per_second("reads of what is not there", store.get, absent)
         plain = sqlite3.connect(path)
         query = "SELECT text FROM completions WHERE key = ?"
         per_second("floor: SQLite alone", lambda k: plain.execute(query, (k,)).fetchone(), keys)
+        plain.close()
+        with CompletionStore(path) as store:
+            store.begin_forgetting("corpus")
+            began = time.perf_counter()
+            gone = store.forget("corpus")
+            print(f"{gone:,} of {COUNT:,} replies forgotten in {time.perf_counter() - began:.2f} s")
 
 
 if __name__ == "__main__":

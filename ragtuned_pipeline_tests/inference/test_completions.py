@@ -17,6 +17,7 @@ from ragtuned_pipeline.inference.completions import (
     CompletionStore,
     Scope,
     Stored,
+    StoreInUse,
     Usage,
     completion_key,
 )
@@ -149,3 +150,116 @@ def test_text_of_any_kind_comes_back_as_it_was(tmp_path: Path) -> None:
         got = store.get(b"k")
         assert got
         assert got.text == text
+
+
+# --- forgetting -------------------------------------------------------------------------------
+
+SECRET = "The skipper keeps his savings in the lamp room."
+
+
+def paid(store: CompletionStore, key: bytes, corpus: str, text: str = "{}") -> None:
+    scope = Scope("run", corpus)
+    store.put(key, "model-a", Stored(text, 1, 1), scope, "extraction", Usage(calls=1, completed=1))
+
+
+def kept(path: Path, *keys: bytes) -> list[bool]:
+    with CompletionStore(path) as store:
+        return [store.get(key) is not None for key in keys]
+
+
+def everything_in(folder: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in sorted(folder.iterdir()))
+
+
+def test_a_reply_is_forgotten_unless_it_is_used_again_or_by_another_corpus(tmp_path: Path) -> None:
+    path = tmp_path / "completions.sqlite"
+    with CompletionStore(path) as store:
+        for key in (b"gone", b"again", b"shared", b"discarded"):
+            paid(store, key, "news", json.dumps(SECRET) if key == b"gone" else "{}")
+        paid(store, b"theirs", "journal")
+        paid(store, b"both", "journal")
+        assert store.get(b"shared", "journal")
+        assert store.get(b"both", "news")
+    assert SECRET.encode() in everything_in(tmp_path)
+    with CompletionStore(path) as store:
+        assert store.forgettable("news") == 3
+        store.begin_forgetting("news")
+    with CompletionStore(path) as store:  # the run after it
+        assert store.get(b"again", "news")
+        store.discard(b"discarded")
+        paid(store, b"discarded", "news")
+        paid(store, b"new", "news")
+        assert store.get(b"gone"), "a plan's look is no use"
+    with CompletionStore(path) as store:
+        assert store.forget("news") == 1
+        assert store.forget("news") == 0, "repeating it deletes no more"
+        assert store.usage(Scope("run", "news"))["extraction"].calls == 6, "spending stays counted"
+        assert SECRET.encode() not in everything_in(tmp_path), "not even in the log of an open file"
+    others = (b"again", b"shared", b"discarded", b"theirs", b"both", b"new")
+    assert kept(path, b"gone", *others) == [False] + [True] * len(others)
+
+
+def test_what_a_corpus_has_forgotten_the_last_user_can_forget(tmp_path: Path) -> None:
+    path = tmp_path / "completions.sqlite"
+    with CompletionStore(path) as store:
+        paid(store, b"shared", "news")
+        paid(store, b"shared", "journal")  # both asked at once; the first reply stays
+        for corpus, deleted in (("news", 0), ("journal", 1)):
+            store.begin_forgetting(corpus)
+            assert store.forget(corpus) == deleted
+
+
+def test_a_store_from_before_payers_were_noted_opens_and_forgets(tmp_path: Path) -> None:
+    path = tmp_path / "completions.sqlite"
+    with CompletionStore(path) as store:
+        for key in (b"perhaps", b"again"):
+            paid(store, key, "news")
+        store.put(b"not ours", "model-a", REPLY, Scope("run", "journal"), "report", PAID)
+    with sqlite3.connect(path) as connection:  # as the older layout was
+        connection.execute("DROP TABLE uses")
+        connection.execute("ALTER TABLE completions DROP COLUMN paid_by")
+    with CompletionStore(path) as store:
+        assert store.forgettable("news") == 2
+        store.begin_forgetting("news")
+        assert store.get(b"again", "news")
+        assert store.forget("news") == 1
+    assert kept(path, b"perhaps", b"again", b"not ours") == [False, True, True]
+
+
+def test_pruning_forgets_users_too(tmp_path: Path) -> None:
+    path = tmp_path / "completions.sqlite"
+    with CompletionStore(path) as store:
+        paid(store, b"key", "news")
+        assert store.get(b"key", "journal")
+    with CompletionStore(path) as store:
+        assert store.prune(0) == 1
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT count(*) FROM uses").fetchone() == (0,)
+
+
+READER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+connection.execute("BEGIN")
+print(connection.execute("SELECT count(*) FROM completions").fetchone(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_reader_that_never_ends_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ragtuned_pipeline.inference.completions._BUSY_SECONDS", 0.2)
+    path = tmp_path / "completions.sqlite"
+    with CompletionStore(path) as store:
+        paid(store, b"key", "news")
+        store.begin_forgetting("news")
+        command = [sys.executable, "-c", READER, str(path)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(command, **pipes) as reader:
+            assert reader.stdout
+            reader.stdout.readline()
+            with pytest.raises(StoreInUse, match="repeat the command"):
+                store.forget("news")
+            reader.communicate()
+        assert store.forget("news") == 0
