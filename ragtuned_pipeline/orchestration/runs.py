@@ -75,7 +75,7 @@ def run_assets(
     from ragtuned_pipeline.definitions import defs
 
     prepare_environment(home)
-    with _alone(home, corpus), dg.DagsterInstance.get() as instance:
+    with alone(home, corpus), dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions(corpora.name or "", [corpus])
         end_dead_runs(home, instance, corpus)
         run_id = str(uuid.uuid4())
@@ -109,7 +109,7 @@ def end_dead_runs(home: Home, instance: dg.DagsterInstance, corpus: str) -> None
     for run in unfinished:
         owner = run.tags["dagster/partition"]
         try:
-            with nullcontext() if owner == corpus else _alone(home, owner):
+            with nullcontext() if owner == corpus else alone(home, owner):
                 instance.report_run_failed(run, "the process of this run was killed")
                 instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         except RunFailed:
@@ -131,8 +131,12 @@ def _step_count(defs: dg.Definitions, keys: Sequence[dg.AssetKey]) -> int:
 
 
 @contextmanager
-def _alone(home: Home, corpus: str) -> Iterator[None]:
-    """Hold the corpus's lock; it is freed when the process ends, however it ends."""
+def alone(home: Home, corpus: str) -> Iterator[None]:
+    """Hold the corpus's lock; it is freed when the process ends, however it ends.
+
+    Raises:
+        RunFailed: another process holds it.
+    """
     home.corpora.mkdir(parents=True, exist_ok=True)
     with (home.corpora / f".{corpus}.lock").open("w") as handle:
         try:

@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 
 from ragtuned_pipeline.orchestration.home import Home
-from ragtuned_pipeline.orchestration.runs import _alone, end_dead_runs, prepare_environment
+from ragtuned_pipeline.orchestration.runs import alone, end_dead_runs, prepare_environment
 
 # Claims the slot as the training step does, and is killed with it.
 KILLED = """
@@ -28,7 +28,7 @@ KILLED = """
         os.kill(os.getpid(), signal.SIGKILL)
 
     job = dg.Definitions([doomed]).resolve_implicit_global_asset_job_def()
-    with runs._alone(home, "notes"), dg.DagsterInstance.get() as instance:
+    with runs.alone(home, "notes"), dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions("corpora", ["notes"])
         job.execute_in_process(instance=instance, partition_key="notes", tags=runs._COMMAND_LINE)
 """
@@ -53,7 +53,7 @@ def test_a_killed_run_is_marked_failed_and_gives_its_pool_slot_back(home: Home) 
         slots = instance.event_log_storage.get_concurrency_info
         assert run.status == dg.DagsterRunStatus.STARTED
         assert slots("accelerator").active_run_ids == {run.run_id}
-        with _alone(home, "notes"):  # as if its process lived
+        with alone(home, "notes"):  # as if its process lived
             end_dead_runs(home, instance, "another")
         assert slots("accelerator").active_run_ids == {run.run_id}
         end_dead_runs(home, instance, "another")
