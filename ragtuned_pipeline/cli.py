@@ -174,10 +174,14 @@ def status(
 ) -> None:
     """Show what each corpus holds: tables, adapter, scores, failures."""
     from ragtuned_pipeline.orchestration.display import show_status
+    from ragtuned_pipeline.orchestration.promotion_history import PromotionError
     from ragtuned_pipeline.orchestration.status import corpus_status
 
     place = _known(home, corpus) if corpus else _home(home)
-    found = [corpus_status(place, name) for name in ([corpus] if corpus else place.names())]
+    try:
+        found = [corpus_status(place, name) for name in ([corpus] if corpus else place.names())]
+    except PromotionError as error:
+        _fail(str(error))
     if as_json:
         print(json.dumps({"home": str(place.folder), "corpora": found}, ensure_ascii=False))
         return
@@ -185,6 +189,53 @@ def status(
         print(f"No corpus in {place.folder} yet: ragtuned run DIR")
     for entry in found:
         show_status(entry)
+
+
+@app.command()
+def promote(
+    corpus: CorpusArgument,
+    adapter: Annotated[
+        str | None, typer.Argument(metavar="[ADAPTER]", help="A stored one [the last trained].")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Promote in spite of the gate.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """Let the last trained adapter, or ADAPTER, answer, if it passes the gate."""
+    from ragtuned_pipeline.orchestration.promotions import promote_by_hand, show_in_dagster
+
+    place = _known(home, corpus)
+    with _deciding(place, corpus):
+        outcome = promote_by_hand(place, corpus, adapter, force)
+        if outcome.what == "refused":
+            _fail(f"{outcome.sentence}; --force promotes it all the same")
+        if outcome.what == "promoted":
+            show_in_dagster(place, corpus, outcome.history[-1])
+    for reason in outcome.verdict.reasons:
+        print(f"in spite of the gate: {reason}")
+    before = f" (before: {outcome.previous or 'none'})" if outcome.what == "promoted" else ""
+    print(f"{corpus}: {outcome.sentence}{before}")
+
+
+@app.command()
+def rollback(
+    corpus: CorpusArgument,
+    adapter: Annotated[
+        str | None,
+        typer.Argument(metavar="[ADAPTER]", help="One that answered [the one before]."),
+    ] = None,
+    home: HomeOption = None,
+) -> None:
+    """Let the adapter that answered before, or ADAPTER, answer again."""
+    from ragtuned_pipeline.orchestration.promotions import roll_back, show_in_dagster
+
+    place = _known(home, corpus)
+    with _deciding(place, corpus):
+        entry = roll_back(place, corpus, adapter)
+        show_in_dagster(place, corpus, entry)
+    print(
+        f"{corpus}: adapter {entry.adapter} answers now (before: {entry.left}, set aside until it "
+        "is promoted by hand or another adapter is trained)"
+    )
 
 
 def main() -> None:
@@ -258,6 +309,20 @@ def _run_and_show(place: Home, corpus: str, groups: tuple[str, ...] | None, as_j
         show_results(entry)
     if groups is None and entry["promotion_refused"]:
         _fail(f"the new adapter was not promoted: {entry['promotion_refused']}")
+
+
+@contextmanager
+def _deciding(place: Home, corpus: str) -> Iterator[None]:
+    """Keep runs of the corpus out while a person decides which adapter answers."""
+    from ragtuned_pipeline.orchestration.promotion_history import PromotionError
+    from ragtuned_pipeline.orchestration.runs import RunFailed, alone
+    from ragtuned_pipeline.tuning.adapter_store import AdapterError
+
+    try:
+        with alone(place, corpus):
+            yield
+    except (RunFailed, PromotionError, AdapterError) as error:
+        _fail(str(error))
 
 
 @contextmanager

@@ -14,12 +14,15 @@ from rich.table import Table
 
 from ragtuned_pipeline.evaluation.questions.queries import QUESTION_SETS
 from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET
+from ragtuned_pipeline.orchestration.promotion_history import COMMAND_LINE
 from ragtuned_pipeline.orchestration.runs import StepEvent
 
 if TYPE_CHECKING:
     from ragtuned_pipeline.inference.completions import Usage
     from ragtuned_pipeline.orchestration.planning import FolderPlan
     from ragtuned_pipeline.settings import Settings
+
+_DECISIONS_SHOWN = 5
 
 
 @contextmanager
@@ -263,6 +266,8 @@ def show_results(entry: Mapping[str, Any]) -> None:
             console.print("", wins, sep="\n")
         for system, reason in entry["scorecard"]["skipped"].items():
             console.print(f"{system}: skipped. {reason}", highlight=False)
+    if entry["set_aside"]:
+        console.print(entry["set_aside"], highlight=False)
     console.print(f"report: {entry['report']}", soft_wrap=True, highlight=False)
 
 
@@ -283,5 +288,20 @@ def show_status(entry: Mapping[str, Any]) -> None:
     shown.add_row("promoted adapter", entry["promoted_adapter"] or "none")
     if entry["promotion_refused"]:
         shown.add_row("not promoted", entry["promotion_refused"])
+    if entry["set_aside"]:
+        shown.add_row("set aside", entry["set_aside"])
+    for decision in entry["history"][-_DECISIONS_SHOWN:]:
+        shown.add_row(decision["when"], _decision(decision))
     shown.add_row("report", entry["report"] or "none")
     Console().print(shown)
+
+
+def _decision(decision: Mapping[str, Any]) -> str:
+    """One entry of the history of promotions in a line."""
+    numbers = ", ".join(
+        f"{name.replace('_', ' ')} {value:.3f}" for name, value in decision["numbers"].items()
+    )
+    to = " to" if decision["what"] == "rolled back" else ""
+    by = "" if decision["run"] == COMMAND_LINE else f", run {decision['run']}"
+    reasons = "".join(f"; {reason}" for reason in decision["reasons"])
+    return f"{decision['what']}{to} {decision['adapter']}{by} ({numbers or 'not judged'}){reasons}"

@@ -8,9 +8,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from ragtuned_pipeline.orchestration import promotion_history as past
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import TableStore
 from ragtuned_pipeline.orchestration.training import read_training
+from ragtuned_pipeline.tuning import adapter_store
 
 _COUNTED = (
     "documents",
@@ -26,21 +28,31 @@ _COUNTED = (
 
 
 def corpus_status(home: Home, corpus: str) -> dict[str, Any]:
-    """Return counts, adapters, scorecard and where the report is; null where not made yet."""
+    """Return counts, adapters, scorecard and where the report is; null where not made yet.
+
+    Raises:
+        PromotionError: the history of promotions is damaged.
+    """
     store = TableStore(home.tables)
     training = read_training(home, corpus, "tuned")
-    current = home.adapters / corpus / "current"
+    trained = training.adapter if training else None
+    history = past.history(home, corpus)
+    promoted = adapter_store.promoted(home.adapters, corpus)
     scorecard = _read_json(home.report(corpus) / "scorecard.json")
     report = home.report(corpus) / "index.html"
     return {
         "corpus": corpus,
         "folder": str((home.corpora / corpus).resolve()),
-        "rows": {name: _rows(store, name, corpus) for name in _COUNTED},
+        "rows": {name: row_count(store, name, corpus) for name in _COUNTED},
         "teacher": _teacher_usage(home, corpus),
-        "trained_adapter": training.adapter if training else None,
+        "trained_adapter": trained,
         "training_seconds": training.result["seconds"] if training else None,
-        "promoted_adapter": current.resolve().name if current.is_dir() else None,
-        "promotion_refused": _read_json(home.adapters / corpus / "refused.json"),
+        "promoted_adapter": promoted,
+        "promotion_refused": past.refusal(history, trained, promoted),
+        "set_aside": past.set_aside_sentence(corpus, trained)
+        if trained is not None and trained in past.set_aside(history)
+        else None,
+        "history": [asdict(entry) for entry in history],
         "scorecard": scorecard,
         "report": str(report) if report.is_file() else None,
     }
@@ -56,7 +68,8 @@ def _teacher_usage(home: Home, corpus: str) -> dict[str, dict[str, Any]]:
         return {step: asdict(usage) for step, usage in store.corpus_usage(corpus).items()}
 
 
-def _rows(store: TableStore, name: str, corpus: str) -> int | None:
+def row_count(store: TableStore, name: str, corpus: str) -> int | None:
+    """Return how many rows a table has, from its footer; None where it was never written."""
     if not store.exists(name, corpus):
         return None
     with store.path(name, corpus).open("rb") as handle:

@@ -96,6 +96,32 @@ def current(adapters: Path, corpus: str, base_model: str) -> Path:
     return folder
 
 
+def promoted(adapters: Path, corpus: str) -> str | None:
+    """Return the content hash of the promoted adapter, whatever its base model; None without."""
+    link = adapters / corpus / _CURRENT
+    return link.resolve().name if link.is_dir() else None
+
+
+def stored(adapters: Path, corpus: str) -> list[str]:
+    """Return the content hashes of a corpus's stored adapters, sorted."""
+    found = (adapters / corpus).glob(f"[!.]*/{_BASE}")
+    return sorted(file.parent.name for file in found if not file.parent.is_symlink())
+
+
+def delete(adapters: Path, corpus: str, content: str) -> None:
+    """Delete a stored adapter; half of one is never seen under its name.
+
+    Raises:
+        AdapterError: it is the promoted one.
+    """
+    if content == promoted(adapters, corpus):
+        raise AdapterError(f"adapter {content} of corpus {corpus} answers; it is not deleted")
+    folder = adapters / corpus / content
+    leaving = folder.with_name(f".{content}.{os.getpid()}.tmp")
+    folder.rename(leaving)
+    shutil.rmtree(leaving)
+
+
 def promote(adapters: Path, corpus: str, content: str) -> None:
     """Point `current` at a stored adapter, in one step: a reader sees the old one or the new one.
 

@@ -15,6 +15,7 @@ from ragtuned_pipeline.evaluation.systems import SYSTEMS
 from ragtuned_pipeline.orchestration.answering import read_note
 from ragtuned_pipeline.orchestration.assets.ablation import read_ablation
 from ragtuned_pipeline.orchestration.assets.judging import judges
+from ragtuned_pipeline.orchestration.assets.promotion import gate_metadata, history_metadata
 from ragtuned_pipeline.orchestration.io import markdown_table
 from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
@@ -79,7 +80,7 @@ def _reasons(failures: pa.Table) -> str:
     code_version=code_version("evaluation"),
     owners=[OWNER],
     kinds={"json"},
-    check_specs=[partitioned_check("adapter_beats_base", "scorecard")],
+    check_specs=[partitioned_check("adapter_passes_gate", "scorecard")],
     deps=[
         "lora_adapter",
         "ablation_win_rates",
@@ -114,7 +115,8 @@ def scorecard(
     """
     from ragtuned_pipeline.evaluation.probe import ability_summary
     from ragtuned_pipeline.evaluation.scorecard import score, teacher_account, write_scorecard
-    from ragtuned_pipeline.orchestration.gate import gate
+    from ragtuned_pipeline.orchestration.gate import numbers_of
+    from ragtuned_pipeline.orchestration.promotions import failed_items, verdict_on
     from ragtuned_pipeline.orchestration.versions import versions
 
     corpus = context.partition_key
@@ -160,15 +162,17 @@ def scorecard(
     )
     file = home.home.report(corpus) / "scorecard.json"
     write_scorecard(made, file)
-    refusal = gate(made, settings.checks)
+    # What failed before it is read from the store: its stages are all upstream.
+    numbers = numbers_of(made, queries, answers, failed_items(home.store, corpus))
+    verdict = verdict_on(home.home, corpus, numbers)
     yield dg.MaterializeResult(
         data_version=dg.DataVersion(blake2b(file.read_bytes(), digest_size=16).hexdigest()),
         metadata={"scorecard": dg.MetadataValue.path(str(file)), **_headline_numbers(made)},
         check_results=[
             dg.AssetCheckResult(
-                passed=not refusal,
-                check_name="adapter_beats_base",
-                metadata={"reason": refusal or "passed"},
+                passed=not verdict.reasons,
+                check_name="adapter_passes_gate",
+                metadata=gate_metadata(verdict),
             )
         ],
     )
@@ -247,6 +251,7 @@ def report(
 ) -> dg.MaterializeResult[Any]:
     """One self-contained page: scores, plots, cases side by side, coverage, failures, method."""
     from ragtuned_pipeline.evaluation.reporting.report import LossCurve, ReportInputs, write_report
+    from ragtuned_pipeline.orchestration.promotion_history import history
 
     corpus, folder = context.partition_key, home.home.report(context.partition_key)
     trainings = {
@@ -277,7 +282,11 @@ def report(
     )
     return dg.MaterializeResult(
         data_version=dg.DataVersion(blake2b(page.read_bytes(), digest_size=16).hexdigest()),
-        metadata={"page": dg.MetadataValue.path(str(page)), "url": page.as_uri()},
+        metadata={
+            "page": dg.MetadataValue.path(str(page)),
+            "url": page.as_uri(),
+            **history_metadata(history(home.home, corpus)),
+        },
     )
 
 

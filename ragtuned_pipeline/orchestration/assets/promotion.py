@@ -1,16 +1,21 @@
 """promotion: the adapter that answers under the corpus's name."""
 
-import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import pyarrow as pa
 
-from ragtuned_pipeline.orchestration.home import write_text
+from ragtuned_pipeline.orchestration.io import markdown_table
 from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.steps import OWNER, UserError, code_version
-from ragtuned_pipeline.orchestration.training import read_training
+
+if TYPE_CHECKING:
+    from ragtuned_pipeline.orchestration.gate import Verdict
+    from ragtuned_pipeline.orchestration.promotion_history import Entry
+
+_CHARACTERS = 100  # of a cell
 
 
 @dg.multi_asset(
@@ -22,7 +27,12 @@ from ragtuned_pipeline.orchestration.training import read_training
             group_name="promotion",
             owners=[OWNER],
             kinds={"huggingface"},
-            code_version=code_version("orchestration/gate.py", "tuning/adapter_store.py"),
+            code_version=code_version(
+                "orchestration/gate.py",
+                "orchestration/promotions.py",
+                "orchestration/promotion_history.py",
+                "tuning/adapter_store.py",
+            ),
             deps=["lora_adapter", "scorecard"],
             partitions_def=corpora,
             skippable=True,
@@ -34,24 +44,60 @@ def promotion(
     context: dg.AssetExecutionContext, home: HomeResource
 ) -> Iterator[dg.MaterializeResult[Any]]:
     """Promote the trained adapter if it passes the gate, also when started by hand."""
-    from ragtuned_pipeline.orchestration.gate import gate
-    from ragtuned_pipeline.tuning import adapter_store
+    from ragtuned_pipeline.orchestration.promotion_history import PromotionError
+    from ragtuned_pipeline.orchestration.promotions import promote_trained
 
     corpus, place = context.partition_key, home.home
-    training = read_training(place, corpus, "tuned")
-    file = place.report(corpus) / "scorecard.json"
-    if training is None or not file.is_file():
-        raise UserError(f"corpus {corpus!r} has no scorecard yet; run the evaluation first")
-    refusal = gate(json.loads(file.read_text(encoding="utf-8")), place.settings(corpus).checks)
-    refused = place.adapters / corpus / "refused.json"
-    if refusal:
-        write_text(refused, json.dumps(refusal))
-        context.log.warning(f"not promoted: {refusal}")
+    try:
+        outcome = promote_trained(place, corpus, context.run_id)
+    except PromotionError as error:
+        raise UserError(str(error)) from error
+    if outcome.what in {"refused", "set aside"}:
+        context.log.warning(outcome.sentence)
         return
-    adapter_store.promote(place.adapters, corpus, training.adapter)
-    refused.unlink(missing_ok=True)
+    context.log.info(outcome.sentence)
     yield dg.MaterializeResult(
         asset_key="promoted_adapter",
-        data_version=dg.DataVersion(training.adapter),
-        metadata={"adapter": dg.MetadataValue.path(str(place.adapters / corpus / "current"))},
+        data_version=dg.DataVersion(outcome.adapter),
+        metadata={
+            "adapter": dg.MetadataValue.path(str(place.adapters / corpus / "current")),
+            **gate_metadata(outcome.verdict),
+            **history_metadata(outcome.history),
+        },
     )
+
+
+def gate_metadata(verdict: "Verdict") -> dict[str, Any]:
+    """Every compared number as a table, and each as a number that the UI plots over time."""
+    rows = [
+        {
+            "number": each.number.replace("_", " "),
+            "this adapter": f"{each.value:.3f}",
+            "compared with": f"{each.against}, {each.other:.3f}",
+            "questions of both": "" if each.questions is None else str(each.questions),
+            "worse by": f"{each.worse:.3f}",
+            "allowed": f"{each.allowed:.3f} ({each.setting})",
+            "verdict": "passed" if each.passed else "refused",
+        }
+        for each in verdict.compared
+    ]
+    plotted: dict[str, Any] = {}
+    for each in verdict.compared:
+        plotted[each.number] = each.value
+        plotted[f"{each.number}, {each.against}"] = each.other
+        if each.questions is not None:
+            plotted[f"{each.number}, {each.against}, questions of both"] = each.questions
+    return {
+        "reasons": "; ".join(verdict.reasons) or "passed",
+        "compared": dg.MetadataValue.md(
+            markdown_table(pa.Table.from_pylist(rows), len(rows), _CHARACTERS) if rows else "none"
+        ),
+        **plotted,
+    }
+
+
+def history_metadata(entries: Sequence["Entry"]) -> dict[str, Any]:
+    """How long the corpus's history of promotions is, and which adapter answered before."""
+    from ragtuned_pipeline.orchestration.promotion_history import earlier
+
+    return {"history": len(entries), "previous_adapter": next(iter(earlier(entries)), "none")}
