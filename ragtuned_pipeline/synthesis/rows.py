@@ -37,6 +37,10 @@ _KIND_SHARES: Mapping[str, float] = {
 }
 
 
+_COUNTED_AT_ONCE = 512  # rows or facts
+_FRAME_SLACK = 8  # tokens that a template may gain where a text follows it
+
+
 class NothingToTrain(ValueError):
     """No pair can be trained; the message says why and what to change."""
 
@@ -81,18 +85,17 @@ def select_training_rows(
         NothingToTrain: no pair was kept, or none fits tuning.max_tokens.
     """
     pairs = qa_pairs.filter(pc.field("kept") & (pc.field("split") == "train"))
-    questions, answers = pairs["question"].to_pylist(), pairs["answer"].to_pylist()
     told = system_message(settings.base_model)
-    tokens = count_tokens([(told, q, a) for q, a in zip(questions, answers, strict=True)])
-    fits = tokens <= settings.max_tokens
+    lengths = _Lengths(pairs, told, count_tokens)
+    fits = lengths.within(settings.max_tokens)
     left_out = {"rows longer than tuning.max_tokens": int((~fits).sum())}
-    pairs, tokens = pairs.filter(pa.array(fits)), tokens[fits]
+    pairs, lengths = pairs.filter(pa.array(fits)), lengths.of_rows(fits)
     if not pairs.num_rows:
         raise NothingToTrain(
             "no question-answer pair could be made from this corpus: it needs sentences that state "
             "something about people, places, dates or things"
-            if not questions
-            else f"all {len(questions)} training rows are longer than the setting "
+            if not len(fits)
+            else f"all {len(fits)} training rows are longer than the setting "
             f"tuning.max_tokens = {settings.max_tokens}; raise it, or lower "
             "synthesis.max_answer_characters"
         )
@@ -101,19 +104,18 @@ def select_training_rows(
     first = np.flatnonzero(passage & (turn_in_fact(pairs) == 0))
     epochs = settings.epochs
     passage_epochs = min(settings.passage_epochs, epochs)
-    within = np.cumsum(tokens[first]) * passage_epochs <= _PASSAGE_SHARE * budget
-    shown = first[within]
+    shown = lengths.fitting(first, _PASSAGE_SHARE * budget / passage_epochs)
     general = np.array(pc.equal(pairs["kind"], REPLAY))
     replay = np.flatnonzero(general)
-    replay = replay[np.cumsum(tokens[replay]) * epochs <= replay_share * budget]
-    spent = int(tokens[shown].sum()) * passage_epochs + int(tokens[replay].sum()) * epochs
+    replay = lengths.fitting(replay, replay_share * budget / epochs)
+    spent = int(lengths[shown].sum()) * passage_epochs + int(lengths[replay].sum()) * epochs
     candidates = np.flatnonzero(~passage & ~general)
-    facts = _chosen_facts(pairs, tokens, candidates, (budget - spent) // epochs, settings)
+    facts = _chosen_facts(pairs, lengths, candidates, (budget - spent) // epochs, settings)
     others = len(shown) + len(facts.rows)
     replay = replay[: int(replay_share / (1 - replay_share) * others)]
     left_out |= {
         "replay rows beyond synthesis.replay_share": int(general.sum()) - len(replay),
-        "passages left out by the time budget": int((~within).sum()),
+        "passages left out by the time budget": len(first) - len(shown),
         "further wordings of passages, which are shown once": int(passage.sum()) - len(first),
         "facts left out by the time budget": facts.facts_left_out,
         "wordings left out by the time budget": facts.wordings_left_out,
@@ -127,8 +129,8 @@ def select_training_rows(
     order = np.random.default_rng(settings.seed).permutation(len(chosen))
     places = np.sort(chosen)[order]
     seen = np.where(passage[places], passage_epochs, epochs)
-    rows = _rows(pairs, tokens, places, seen, told)
-    spent = int((tokens[places] * seen).sum())
+    rows = _rows(pairs, lengths[places], places, seen, told)
+    spent = int((lengths[places] * seen).sum())
     return TrainingSelection(rows, spent, budget, {k: v for k, v in left_out.items() if v})
 
 
@@ -141,34 +143,168 @@ class _Chosen:
 
 def _chosen_facts(
     pairs: pa.Table,
-    tokens: np.ndarray,
+    lengths: _Lengths,
     candidates: np.ndarray,
     budget: int,
     settings: TuningSettings,
 ) -> _Chosen:
     """Choose among the rows `candidates` for `budget` tokens: whole facts, kinds in fair turns."""
     turn = turn_in_fact(pairs)[candidates]
-    # As many wordings as all facts can have; where not even the least fit, facts are left out.
-    spent = np.cumsum(np.bincount(turn, weights=tokens[candidates]))
-    wordings = max(settings.min_wordings, int((spent <= budget).sum()))
+    wordings = max(settings.min_wordings, _wordings_that_fit(lengths, candidates, turn, budget))
     rows = candidates[turn < wordings]
     fact = _codes(pairs["fact_id"])[rows]
     # Rows of a fact stand together and facts by importance, so a fact's place is its first row's.
     places, first, inverse = np.unique(fact, return_index=True, return_inverse=True)
-    cost = np.bincount(inverse, weights=tokens[rows])
     kinds = np.array(pairs["kind"].take(pa.array(rows[first])).to_pylist(), dtype=object)
-    finish = np.zeros(len(places))
-    for kind, share in _KIND_SHARES.items():
-        of_kind = np.flatnonzero(kinds == kind)
-        of_kind = of_kind[np.argsort(first[of_kind])]
-        # Weighted fair queueing (Demers, Keshav, Shenker 1989): the fact that would end first in
-        # its kind's share of the budget comes first.
-        finish[of_kind] = np.cumsum(cost[of_kind]) / share
-    order = np.lexsort((first, finish))
-    taken = order[np.cumsum(cost[order]) <= budget]
+    streams = [
+        _Stream(of_kind[np.argsort(first[of_kind])], share)
+        for kind, share in _KIND_SHARES.items()
+        if len(of_kind := np.flatnonzero(kinds == kind))
+    ]
+    taken = _in_fair_turns(streams, rows, inverse, first, lengths, budget)
     chosen = rows[np.isin(inverse, taken)]
     unused = np.isin(_codes(pairs["fact_id"])[candidates], places[taken]).sum() - len(chosen)
     return _Chosen(chosen, len(places) - len(taken), int(unused))
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """The facts of a kind, by importance, and its share of the budget."""
+
+    facts: np.ndarray
+    share: float
+
+
+def _in_fair_turns(
+    streams: Sequence[_Stream],
+    rows: np.ndarray,
+    owner: np.ndarray,
+    first: np.ndarray,
+    lengths: _Lengths,
+    budget: int,
+) -> np.ndarray:
+    """Return the facts that fit the budget: the one that would end first in its kind's share of it
+    comes first (weighted fair queueing; Demers, Keshav, Shenker 1989).
+
+    Facts are counted as far as the budget may reach: twice as far where a kind has not enough to
+    use its share.
+
+    Args:
+        owner: the fact of each of `rows`; `first`: its place by importance.
+    """
+    reach = 1
+    while streams:
+        costs = [
+            lengths.costs(rows, owner, each.facts, int(reach * each.share * budget))
+            for each in streams
+        ]
+        facts = np.concatenate([s.facts[: len(c)] for s, c in zip(streams, costs, strict=True)])
+        ends = [np.cumsum(c) / s.share for s, c in zip(streams, costs, strict=True)]
+        finish = np.concatenate(ends)
+        order = np.lexsort((first[facts], finish))
+        spent = np.cumsum(np.concatenate(costs)[order])
+        counted_to = min(
+            (e[-1] for s, e in zip(streams, ends, strict=True) if len(e) < len(s.facts)),
+            default=np.inf,
+        )
+        # What was not counted ends later than all that fits.
+        if counted_to == np.inf or (spent[finish[order] < counted_to] > budget).any():
+            return np.asarray(facts[order[spent <= budget]])
+        reach *= 2
+    return np.zeros(0, dtype=np.int64)
+
+
+def _wordings_that_fit(
+    lengths: _Lengths, candidates: np.ndarray, turn: np.ndarray, budget: int
+) -> int:
+    """Return in how many wordings all facts can be had for `budget` tokens."""
+    most = int(turn.max(initial=-1)) + 1
+    for wordings in range(most):
+        asked = candidates[turn == wordings]
+        fitting = lengths.fitting(asked, budget)
+        if len(fitting) < len(asked):
+            return wordings
+        budget -= int(lengths[asked].sum())
+    return most
+
+
+class _Lengths:
+    """The tokens of rows, counted when they are asked for and once.
+
+    A corpus gives many more rows than a budget holds, and counting is most of the choice's time.
+    """
+
+    def __init__(self, pairs: pa.Table, told: str | None, count_tokens: CountTokens) -> None:
+        self._pairs = pairs.select(["question", "answer"]).combine_chunks()
+        self._told = told
+        self._count_tokens = count_tokens
+        self._known = np.full(pairs.num_rows, -1, dtype=np.int64)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Return the tokens of the rows, int64 of shape (n,)."""
+        new = np.unique(rows[self._known[rows] < 0])
+        if len(new):
+            texts = self._pairs.take(pa.array(new)).to_pydict()
+            self._known[new] = self._count_tokens(
+                [(self._told, *asked) for asked in zip(*texts.values(), strict=True)]
+            )
+        return np.asarray(self._known[rows])
+
+    def within(self, most: int) -> np.ndarray:
+        """Return which rows have at most so many tokens, bool of shape (n,).
+
+        A token holds one byte at least: what is short enough in bytes need not be counted.
+        """
+        frame = int(self._count_tokens([(self._told, "", "")])[0]) + _FRAME_SLACK
+        sizes = [
+            pc.fill_null(pc.binary_length(self._pairs[name]), 0) for name in ("question", "answer")
+        ]
+        fits = np.array(pc.add(*sizes)) + frame <= most
+        unsure = np.flatnonzero(~fits)
+        fits[unsure] = self[unsure] <= most
+        return np.asarray(fits)
+
+    def of_rows(self, kept: np.ndarray) -> _Lengths:
+        """Return the lengths of the rows that `kept`, bool of shape (n,), keeps."""
+        some = _Lengths(self._pairs.filter(pa.array(kept)), self._told, self._count_tokens)
+        some._known = self._known[kept]
+        return some
+
+    def fitting(self, rows: np.ndarray, budget: float) -> np.ndarray:
+        """Return the first of `rows` that have at most `budget` tokens together."""
+        spent, end = 0, 0
+        while end < len(rows):
+            part = np.cumsum(self[rows[end : end + _COUNTED_AT_ONCE]]) + spent
+            taken = int((part <= budget).sum())
+            end += taken
+            if taken < len(part):
+                break
+            spent = int(part[-1])
+        return rows[:end]
+
+    def costs(
+        self, rows: np.ndarray, owner: np.ndarray, owners: np.ndarray, budget: int
+    ) -> np.ndarray:
+        """Return the tokens of the first of `owners`: so many that they exceed `budget`, or all.
+
+        Args:
+            rows: the rows of all owners; `owner`: the owner of each of them.
+        """
+        by_owner = np.argsort(owner, kind="stable")
+        starts = np.searchsorted(owner[by_owner], np.arange(int(owner.max(initial=-1)) + 2))
+        costs: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+        spent = 0
+        for at in range(0, len(owners), _COUNTED_AT_ONCE):
+            part = owners[at : at + _COUNTED_AT_ONCE]
+            sizes = starts[part + 1] - starts[part]
+            held = np.concatenate([by_owner[starts[one] : starts[one + 1]] for one in part])
+            inverse = np.repeat(np.arange(len(part)), sizes)
+            cost = np.bincount(inverse, self[rows[held]], len(part)).astype(np.int64)
+            costs.append(cost)
+            spent += int(cost.sum())
+            if spent > budget:
+                break
+        return np.concatenate(costs)
 
 
 def turn_in_fact(pairs: pa.Table) -> np.ndarray:
@@ -191,6 +327,7 @@ def _codes(column: pa.ChunkedArray) -> np.ndarray:
 def _rows(
     pairs: pa.Table, tokens: np.ndarray, places: np.ndarray, seen: np.ndarray, told: str | None
 ) -> pa.Table:
+    """Return training_rows: `places` of `pairs`, which have `tokens` and are `seen` so often."""
     taken = pairs.take(pa.array(places))
     columns = {
         "id": taken["id"],
@@ -199,7 +336,7 @@ def _rows(
         "system": pa.array([told] * len(places), pa.string()),
         "prompt": taken["question"],
         "completion": taken["answer"],
-        "n_tokens": pa.array(tokens[places], pa.int64()),
+        "n_tokens": pa.array(tokens, pa.int64()),
         "epochs": pa.array(seen, pa.int64()),
     }
     return pa.table(columns, schema=SCHEMAS["training_rows"])
