@@ -322,9 +322,7 @@ def inputs() -> ReportInputs:
         answers=given,
         judgements=judged,
         grades=graded,
-        documents=world.documents(),
-        training_rows=world.training_rows(world.qa_pairs()),
-        coverage=world.coverage(),
+        memory=world.memory(),
         failures=failures_table(
             [
                 Failure("documents", "minutes/1987-04-scan-of-the-council.bin", "binary, left out"),
@@ -340,6 +338,7 @@ def inputs() -> ReportInputs:
             LossCurve("control", [(step, 0.5 + 4 / (1 + step / 30)) for step in steps], []),
         ],
         settings=Settings().model_dump(mode="json", exclude={"profile"}),
+        trained_by="7c8f3a52-5b1e-4a0b-9d1e-3f2a6c0e9b11",
         graph_svg=(
             "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 60 20'>"
             "<circle cx='10' cy='10' r='6'/><circle cx='50' cy='10' r='6'/></svg>"

@@ -82,7 +82,7 @@ def chosen(judgements: pa.Table | None = None) -> dict[str, list[str]]:
     inputs = showcase.inputs()
     groups = choose_cases(
         score_each(inputs.queries, inputs.answers, inputs.grades),
-        CaseSources(inputs.documents, inputs.training_rows),
+        CaseSources(inputs.memory),
         inputs.judgements if judgements is None else judgements,
         inputs.grades,
     )
@@ -136,7 +136,7 @@ def test_groups_by_reference_hold_what_their_titles_say() -> None:
 
 
 def sources() -> CaseSources:
-    return CaseSources(world.documents(), world.training_rows(world.qa_pairs()))
+    return CaseSources(world.memory())
 
 
 def query(**changes: Any) -> dict[str, Any]:
@@ -144,15 +144,22 @@ def query(**changes: Any) -> dict[str, Any]:
     return row | {"evidence": None, "long_answer": None, "fact_id": None} | changes
 
 
-def test_the_rows_that_teach_the_fact_come_before_those_that_are_near() -> None:
-    asked = query(fact_id="fact-3", question="Who rows the ferry to Quell, and who keeps bees?")
-    rows = sources().training_rows(asked)
-    assert [row.same_fact for row in rows] == [True] * TRAINING_ROWS
-    assert all("ferry" in row.prompt for row in rows)
-    near = sources().training_rows(query(fact_id=None, question="Who keeps bees?"))
-    assert near
-    assert not any(row.same_fact for row in near)
-    assert "bees" in near[0].prompt
+def test_the_fact_that_is_asked_for_comes_first_even_where_the_answer_is_anothers() -> None:
+    asked = query(fact_id="fact-3", question="Who rows the ferry?")
+    wrong = sources().lineage(asked, "Tam Orrin")
+    assert wrong.facts[0].id == "fact-3"
+    right = sources().lineage(asked, "Ada Renk")
+    assert [fact.id for fact in right.facts] == ["fact-3"]
+    assert 0 < len(right.facts[0].rows) <= TRAINING_ROWS
+    near = sources().lineage(query(fact_id=None, question="Who keeps bees?"), "Tam Orrin")
+    assert [fact.id for fact in near.facts] == ["fact-4"]
+
+
+def test_a_fact_that_was_never_trained_is_not_shown_as_taught() -> None:
+    asked = query(fact_id=world.HELD_OUT_FACT, question="How many sorts?")
+    found = sources().lineage(asked, "I do not know.")
+    assert world.HELD_OUT_FACT not in [fact.id for fact in found.facts]
+    assert found.nothing_near
 
 
 def test_the_evidence_is_the_corpus_own_words() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from ragtuned_pipeline.evaluation.provenance import MEMORY_TABLES, MemoryTables
 from ragtuned_pipeline.evaluation.reporting import findings, plots
 from ragtuned_pipeline.evaluation.reporting.report import (
     LossCurve,
@@ -59,22 +60,21 @@ class Page(HTMLParser):
 
 
 def inputs(**changes: Any) -> ReportInputs:
-    pairs, queries, answers = world.evaluation()
+    _, queries, answers = world.evaluation()
     arguments: dict[str, Any] = {
         "scorecard": world.scored(),
         "queries": queries,
         "answers": answers,
         "judgements": table("judgements", []),
         "grades": world.grades(queries),
-        "documents": world.documents(),
-        "training_rows": world.training_rows(pairs),
-        "coverage": world.coverage(),
+        "memory": world.memory(),
         "failures": failures_table([Failure("documents", "bad.bin", "binary file, left out")]),
         "curves": [
             LossCurve("tuned", [(10, 4.0), (20, 1.0)], [(20, 1.2)]),
             LossCurve("control", [(10, 4.1)], []),
         ],
         "settings": Settings().model_dump(mode="json", exclude={"profile"}),
+        "trained_by": "run-1",
         "graph_svg": "<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
     }
     return ReportInputs(**arguments | changes)
@@ -164,8 +164,7 @@ def test_the_graph_is_an_image_whose_scripts_never_run() -> None:
 
 
 def test_everything_from_documents_is_escaped() -> None:
-    pairs, queries, answers = world.evaluation()
-    plain = inputs()
+    _, queries, answers = world.evaluation()
     card = world.scored(
         corpus=EVIL,
         descriptions={"tuned": EVIL},
@@ -179,9 +178,15 @@ def test_everything_from_documents_is_escaped() -> None:
         {"scorecard": card},
         {"queries": _poison(queries, "question", "reference_answer", "evidence", "kind")},
         {"answers": _poison(answers, "answer")},
-        {"documents": _poison(plain.documents, "text"), "queries": table("queries", without)},
-        {"training_rows": _poison(world.training_rows(pairs), "prompt", "completion")},
-        {"coverage": _poison(plain.coverage, "sentence", "reason")},
+        {"memory": _poisoned("documents", "text"), "queries": table("queries", without)},
+        {"memory": _poisoned("documents", "title")},
+        {"memory": _poisoned("documents", "path")},
+        {"memory": _poisoned("training_rows", "prompt", "completion")},
+        {"memory": _poisoned("coverage", "sentence", "reason")},
+        {"memory": _poisoned("qa_pairs", "gold")},
+        {"memory": _poisoned("entities", "title")},
+        {"memory": _poisoned("relationships", "source")},
+        {"trained_by": EVIL},
         {"failures": failures_table([Failure(EVIL, EVIL, EVIL)])},
         {"curves": [LossCurve(EVIL, [(1, 1.0)], [(1, 1.0)])]},
         {"grades": _poison(world.grades(queries), "reason")},
@@ -239,6 +244,11 @@ def _assert_escaped(html: str) -> None:
     assert not [attributes for _, attributes in page.tags if "onerror" in attributes]
 
 
+def _poisoned(name: str, *columns: str) -> MemoryTables:
+    memory = world.memory()
+    return replace(memory, **{name: _poison(getattr(memory, name), *columns)})
+
+
 def _poison(data: pa.Table, *columns: str) -> pa.Table:
     rows = data.to_pylist()
     return pa.Table.from_pylist(
@@ -285,9 +295,8 @@ def test_a_bare_run_still_has_a_page() -> None:
             grades=table("grades", []),
             failures=failures_table([]),
             curves=[],
-            coverage=table("coverage", []),
+            memory=MemoryTables(**{name: table(name, []) for name in MEMORY_TABLES}),
             graph_svg=None,
-            training_rows=table("training_rows", []),
         )
     )
     for text in (

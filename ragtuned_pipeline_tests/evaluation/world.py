@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from ragtuned_pipeline.evaluation.control import shuffled_control
+from ragtuned_pipeline.evaluation.provenance import MemoryTables
 from ragtuned_pipeline.evaluation.questions.queries import build_queries
 from ragtuned_pipeline.evaluation.scorecard import score
 from ragtuned_pipeline.ids import content_id
 from ragtuned_pipeline.inference.engine import Message, Reply
 from ragtuned_pipeline.settings import EvaluationSettings
-from ragtuned_pipeline.tables import table
+from ragtuned_pipeline.tables import SCHEMAS, table
 
 # fact: (stating sentence, question, gold)
 FACTS = {
@@ -160,13 +161,20 @@ def generated(*rows: dict[str, Any]) -> pa.Table:
 
 
 def coverage() -> pa.Table:
+    texts = dict(zip(*documents().select(["id", "text"]).to_pydict().values(), strict=True))
+    place = {
+        sentence: (i, t.index(sentence))
+        for sentence, _, _ in FACTS.values()
+        for i, t in texts.items()
+        if sentence in t
+    }
     rows = [
         {
-            "document_id": "doc-0",
-            "text_unit_id": "tu-0",
+            "document_id": place[sentence][0],
+            "text_unit_id": place[sentence][0].replace("doc", "tu"),
             "sentence": sentence,
-            "start": 0,
-            "end": len(sentence),
+            "start": place[sentence][1],
+            "end": place[sentence][1] + len(sentence),
             "fact_ids": [fact] if fact != HELD_OUT_FACT else [],
             "covered": fact != HELD_OUT_FACT,
             "reason": None if fact != HELD_OUT_FACT else "held out as a fact",
@@ -174,6 +182,98 @@ def coverage() -> pa.Table:
         for fact, (sentence, _, _) in FACTS.items()
     ]
     return table("coverage", rows)
+
+
+def text_units() -> pa.Table:
+    """One a document, the whole of it."""
+    empty = {name: [] for name in ("entity_ids", "relationship_ids", "covariate_ids")}
+    rows = documents().to_pylist()
+    return table(
+        "text_units",
+        [
+            empty
+            | {
+                "id": row["id"].replace("doc", "tu"),
+                "human_readable_id": place,
+                "text": row["text"],
+                "n_tokens": len(row["text"].split()),
+                "document_id": row["id"],
+                "start": 0,
+                "end": len(row["text"]),
+            }
+            for place, row in enumerate(rows)
+        ],
+    )
+
+
+def entity(id_: str, title: str) -> dict[str, Any]:
+    """A row of entities."""
+    return {
+        "id": id_,
+        "human_readable_id": 0,
+        "title": title,
+        "type": "person",
+        "description": f"About {title}.",
+        "text_unit_ids": ["tu-0"],
+        "frequency": 1,
+        "degree": 1,
+        "aliases": [],
+        "type_votes": [("person", 1)],
+    }
+
+
+def relationship(id_: str, source: str, target: str, sentence: str) -> dict[str, Any]:
+    """A row of relationships that `sentence` states."""
+    return {
+        "id": id_,
+        "human_readable_id": 0,
+        "source": source,
+        "target": target,
+        "description": sentence,
+        "weight": 1.0,
+        "combined_degree": 2,
+        "text_unit_ids": ["tu-0"],
+        "source_id": f"ent-{source}",
+        "target_id": f"ent-{target}",
+        "sentences": [sentence],
+        "inverse": None,
+    }
+
+
+def linked_pairs() -> pa.Table:
+    """The pairs with what they come from: their document's text unit; of the six facts also the
+    entity that is asked for, its relationship with the town, and their community."""
+    rows = qa_pairs().to_pylist()
+    for row in rows:
+        row["text_unit_ids"] = [each.replace("doc", "tu") for each in row["document_ids"]]
+        if row["fact_id"] in FACTS:
+            number = row["fact_id"].removeprefix("fact-")
+            row["entity_ids"] = [f"ent-{row['gold']}", "ent-Harrow"]
+            row["relationship_ids"] = [f"rel-{number}"]
+            row["community_ids"] = ["com-1"]
+    return table("qa_pairs", rows)
+
+
+def memory(**changes: pa.Table) -> MemoryTables:
+    """All tables of the world that an answer is followed back through."""
+    pairs = linked_pairs()
+    names = [*(gold for _, _, gold in FACTS.values()), "Harrow"]
+    related = [
+        relationship(fact.replace("fact", "rel"), gold, "Harrow", sentence)
+        for fact, (sentence, _, gold) in FACTS.items()
+    ]
+    community: dict[str, Any] = dict.fromkeys(SCHEMAS["communities"].names)
+    tables = {
+        "documents": documents(),
+        "text_units": text_units(),
+        "entities": table("entities", [entity(f"ent-{name}", name) for name in names]),
+        "relationships": table("relationships", related),
+        "communities": table("communities", [community | {"id": "com-1", "title": "The town"}]),
+        "qa_pairs": pairs,
+        "coverage": coverage(),
+        "training_rows": training_rows(pairs),
+    }
+    return MemoryTables(**tables | changes)
 
 
 def answers(system: str, queries: pa.Table, texts: Sequence[str]) -> pa.Table:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from ragtuned_pipeline.evaluation.provenance import Provenance
 from ragtuned_pipeline.evaluation.questions.queries import QUESTION_SETS
-from ragtuned_pipeline.evaluation.reporting.case_sources import CaseSources, TrainingRow
+from ragtuned_pipeline.evaluation.reporting.case_sources import CaseSources
 from ragtuned_pipeline.evaluation.reporting.case_verdicts import (
     Verdict,
     disagreeing,
@@ -35,14 +36,15 @@ _WHOLE_CORPUS = ("generated_global", "gold_global")
 class Case:
     """One question with every system's answer, the tuned model's first.
 
-    `evidence` is what the corpus says (empty where nothing is known), `training_rows` what taught
-    it, `verdicts` the judge's by other system, `grade_reasons` the grader's words by system.
+    `evidence` is what the corpus says (empty where nothing is known), `lineage` where the tuned
+    model's answer comes from, `verdicts` the judge's by other system, `grade_reasons` the grader's
+    words by system.
     """
 
     query: Mapping[str, Any]
     answers: Sequence[Scored]
     evidence: str
-    training_rows: Sequence[TrainingRow]
+    lineage: Provenance
     verdicts: Mapping[str, Sequence[Verdict]]
     grade_reasons: Mapping[str, str]
 
@@ -213,7 +215,7 @@ def _case(asked: _Asked, sources: CaseSources, reasons: Mapping[tuple[str, str],
         query=query,
         answers=asked.answers,
         evidence=sources.evidence(query),
-        training_rows=sources.training_rows(query),
+        lineage=sources.lineage(query, asked.tuned.answer),
         verdicts={other: by_other[other] for other in ordered(by_other)},
         grade_reasons={
             cell.system: reasons[cell.system, asked.id]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ragtuned_pipeline.evaluation.provenance import NEAR, MemoryTables
 from ragtuned_pipeline.evaluation.questions.queries import QUESTION_SETS
 from ragtuned_pipeline.evaluation.reporting import findings, trust, wins
 from ragtuned_pipeline.evaluation.reporting import report_sections as sections
@@ -33,11 +34,11 @@ class ReportInputs:
         scorecard: of scorecard.score.
         queries, answers: the tables behind it.
         judgements, grades: the judge's and the grader's, empty where none was asked.
-        documents, training_rows: what the cases point back to.
-        coverage: one row a sentence of the corpus.
+        memory: the tables that the cases point back to, coverage among them.
         failures: of all stages, one table.
         curves: of the tuned adapter first, then of the control.
         settings: section -> name -> value, as they were.
+        trained_by: the id of the run that trained the tuned adapter; empty where none is recorded.
         graph_svg: the picture of the graph, or None.
     """
 
@@ -46,12 +47,11 @@ class ReportInputs:
     answers: pa.Table
     judgements: pa.Table
     grades: pa.Table
-    documents: pa.Table
-    training_rows: pa.Table
-    coverage: pa.Table
+    memory: MemoryTables
     failures: pa.Table
     curves: Sequence[LossCurve]
     settings: Mapping[str, Mapping[str, Any]]
+    trained_by: str
     graph_svg: str | None = None
 
 
@@ -89,17 +89,19 @@ def render(inputs: ReportInputs) -> str:
         doubts=trust.doubts(card),
         loss_plot=sections.loss_plot(inputs.curves),
         curves=inputs.curves,
-        coverage_rows=sections.coverage_rows(inputs.coverage),
+        coverage_rows=sections.coverage_rows(inputs.memory.coverage),
         failures=inputs.failures.slice(0, MAX_FAILURES).to_pylist(),
         failures_total=inputs.failures.num_rows,
         failures_by_stage=dict(sorted(Counter(inputs.failures["stage"].to_pylist()).items())),
         groups=choose_cases(
             score_each(inputs.queries, inputs.answers, inputs.grades),
-            CaseSources(inputs.documents, inputs.training_rows),
+            CaseSources(inputs.memory),
             inputs.judgements,
             inputs.grades,
         ),
         is_right=is_right,
+        near=NEAR,
+        trained_by=inputs.trained_by,
         embedded=inputs.settings.get("tuning", {}).get("base_model") == EMBEDDED_MODEL,
         settings=inputs.settings,
         seeds={name: each["seed"] for name, each in inputs.settings.items() if "seed" in each},

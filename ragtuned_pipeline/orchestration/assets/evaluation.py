@@ -243,20 +243,28 @@ def report(
     queries: pa.Table,
     answers: pa.Table,
     documents: pa.Table,
-    training_rows: pa.Table,
+    text_units: pa.Table,
+    entities: pa.Table,
+    relationships: pa.Table,
+    communities: pa.Table,
+    qa_pairs: pa.Table,
     coverage: pa.Table,
+    training_rows: pa.Table,
     failures: pa.Table,
     judgements: pa.Table,
     grades: pa.Table,
 ) -> dg.MaterializeResult[Any]:
     """One self-contained page: scores, plots, cases side by side, coverage, failures, method."""
+    from ragtuned_pipeline.evaluation.provenance import MemoryTables
     from ragtuned_pipeline.evaluation.reporting.report import LossCurve, ReportInputs, write_report
+    from ragtuned_pipeline.orchestration.lineage import trained_by
     from ragtuned_pipeline.orchestration.promotion_history import history
 
     corpus, folder = context.partition_key, home.home.report(context.partition_key)
     trainings = {
         purpose: read_training(home.home, corpus, purpose) for purpose in ("tuned", "control")
     }
+    tuned = trainings["tuned"]
     picture = folder / "graph.svg"
     page = folder / "index.html"
     write_report(
@@ -264,9 +272,16 @@ def report(
             scorecard=json.loads((folder / "scorecard.json").read_text(encoding="utf-8")),
             queries=queries,
             answers=answers,
-            documents=documents,
-            training_rows=training_rows,
-            coverage=coverage,
+            memory=MemoryTables(
+                documents=documents,
+                text_units=text_units,
+                entities=entities,
+                relationships=relationships,
+                communities=communities,
+                qa_pairs=qa_pairs,
+                coverage=coverage,
+                training_rows=training_rows,
+            ),
             failures=failures,
             judgements=judgements,
             grades=grades,
@@ -276,6 +291,7 @@ def report(
                 if training
             ],
             settings=home.home.settings(corpus).model_dump(mode="json", exclude={"profile"}),
+            trained_by=trained_by(context.instance, corpus, tuned.adapter) if tuned else "",
             graph_svg=picture.read_text(encoding="utf-8") if picture.is_file() else None,
         ),
         page,
