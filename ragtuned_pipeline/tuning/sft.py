@@ -38,11 +38,16 @@ from ragtuned_pipeline.tuning.packed_attention import can_pack_attention, use_pa
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
     from trl.trainer.sft_config import SFTConfig
 
 Progress = Callable[[dict[str, Any]], None]
 
+# Of the learning rate, where training goes on from an adapter (docs/performance.md).
+WARM_RATE = 1.0
+
+_WEIGHTS = "adapter_model.safetensors"
 _LOG_LINES = 50  # progress lines in one training
 _EVALUATIONS = 5  # held-out losses in one training
 _HELD_OUT_ROWS = 256  # at most, so that they take seconds
@@ -78,12 +83,19 @@ class TrainResult:
     held_out_losses: list[tuple[int, float]]
 
 
+def adapter_shape(adapter: Path) -> tuple[int, int]:
+    """Return the rank and alpha of the adapter in a folder."""
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    return config["r"], config["lora_alpha"]
+
+
 def train(
     training_rows: Path,
     held_out: Path | None,
     settings: TuningSettings,
     output: Path,
     progress: Progress,
+    start_from: Path | None = None,
 ) -> TrainResult:
     """Train an adapter in `output`/adapter, resuming the run that was interrupted there, if any.
 
@@ -95,15 +107,18 @@ def train(
         settings: base model, LoRA and optimizer settings.
         output: the run's own folder: checkpoints, the adapter and result.json.
         progress: called with {"event": "start" | "step" | "held_out", ...}.
+        start_from: folder of a PEFT adapter of the same base model that training goes on from, at
+            WARM_RATE of the learning rate; None for a new one.
 
     Raises:
-        SettingsError: no usable GPU or base model, or no row fits.
+        SettingsError: no usable GPU or base model, no row fits, or `start_from` has another rank
+            or alpha than the settings.
         RuntimeError: another trainer works in `output`, or no weight moved.
         TrainingInterrupted: SIGTERM came; call again to go on.
     """
     refuse_missing_gpu(settings)
     with _alone_in(output):
-        return _train(training_rows, held_out, settings, output, progress)
+        return _train(training_rows, held_out, settings, output, progress, start_from)
 
 
 def _train(
@@ -112,8 +127,8 @@ def _train(
     settings: TuningSettings,
     output: Path,
     progress: Progress,
+    start_from: Path | None,
 ) -> TrainResult:
-    from peft import LoraConfig
     from peft.helpers import disable_input_dtype_casting
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback
@@ -132,26 +147,23 @@ def _train(
     watched = _sample(encode_rows(tokenizer, _read(held_out)) if held_out else [], settings)
     seen = list(compress(_epochs_of(training_rows, settings), fits))
     plan = _Plan.of(rows, seen, settings)
-    _forget_other_runs(output, given, plan, settings)
+    start = _Start.read(start_from, settings) if start_from else None
+    _forget_other_runs(output, given, plan, settings, start)
     checkpoint: str | None = get_last_checkpoint(str(output))  # type: ignore[no-untyped-call]
     progress({"event": "rows", "rows": len(rows), "overlong": overlong, "tokens": plan.tokens})
     base = load_model(settings.base_model, settings.dtype)
     one_pass = _one_pass(base, settings)
-    arguments = _arguments(settings, output, bool(watched), one_pass)
+    rate = settings.learning_rate * (WARM_RATE if start else 1.0)
+    arguments = _arguments(settings, output, bool(watched), one_pass, rate)
     set_seed(settings.seed)  # before the adapter is made: its first weights are drawn
     watcher = _watcher(plan.tokens, progress)
     trainer = _trainer_class()(
-        model=base,
+        model=start.model(base) if start else base,
         args=arguments,
         train_dataset=_training_set(rows, plan, settings),
         eval_dataset={"held_out": _dataset(watched)} if watched else None,
         processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        ),
+        peft_config=None if start else _new_adapter(settings),
         callbacks=[watcher],
     )
     trainer.remove_callback(PrinterCallback)  # stdout is for progress lines
@@ -168,11 +180,10 @@ def _train(
     state = trainer.state
     if state.global_step < state.max_steps:
         raise TrainingInterrupted(f"stopped at step {state.global_step} of {state.max_steps}")
-    # PEFT starts every B at zero, so that a zero B is one that nothing was learned in.
-    if not any(bool(p.any()) for name, p in model.named_parameters() if ".lora_B." in name):
-        raise RuntimeError("training moved no weight of the adapter")
     adapter = output / "adapter"
     model.save_pretrained(str(adapter))
+    if not (start.has_moved(adapter) if start else _has_learned(model)):
+        raise RuntimeError("training moved no weight of the adapter")
     result = TrainResult(
         adapter=str(adapter),
         rows=len(rows),
@@ -193,6 +204,57 @@ def _train(
     for used in output.glob("checkpoint-*"):
         shutil.rmtree(used)
     return result
+
+
+def _new_adapter(settings: TuningSettings) -> LoraConfig:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _has_learned(model: Any) -> bool:
+    """PEFT starts every B at zero, so that a zero B is one that nothing was learned in."""
+    return any(bool(p.any()) for name, p in model.named_parameters() if ".lora_B." in name)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The adapter that a training goes on from; `digest` is of its weights."""
+
+    folder: Path
+    digest: str
+
+    @classmethod
+    def read(cls, folder: Path, settings: TuningSettings) -> _Start:
+        has, asked = adapter_shape(folder), (settings.rank, settings.alpha)
+        if has != asked:
+            raise SettingsError(
+                f"the adapter {folder} has rank {has[0]} and alpha {has[1]}, and the settings "
+                f"tuning.rank and tuning.alpha are {asked[0]} and {asked[1]}; set them back, or "
+                'start from scratch (retuning.start = "scratch")'
+            )
+        with (folder / _WEIGHTS).open("rb") as handle:
+            return cls(folder, hashlib.file_digest(handle, "blake2b").hexdigest())
+
+    def model(self, base: PreTrainedModel) -> PeftModel:
+        """Return `base` with the adapter on it, trainable."""
+        from peft import PeftConfig, PeftModel
+
+        config = PeftConfig.from_pretrained(str(self.folder))
+        # The name that the store gave it is no place, and would be looked up on the hub.
+        config.base_model_name_or_path = base.name_or_path
+        return PeftModel.from_pretrained(base, str(self.folder), is_trainable=True, config=config)
+
+    def has_moved(self, adapter: Path) -> bool:
+        from safetensors.torch import load_file
+
+        before, after = load_file(self.folder / _WEIGHTS), load_file(adapter / _WEIGHTS)
+        return any(not before[name].equal(after[name]) for name in before)
 
 
 def _read(file: Path) -> list[ChatRow]:
@@ -299,7 +361,9 @@ def _one_pass(base: PreTrainedModel, settings: TuningSettings) -> Pass:
     return largest_pass(base, settings, free_bytes, most=settings.batch_size if packed else 1)
 
 
-def _arguments(settings: TuningSettings, output: Path, evaluate: bool, one_pass: Pass) -> SFTConfig:
+def _arguments(
+    settings: TuningSettings, output: Path, evaluate: bool, one_pass: Pass, learning_rate: float
+) -> SFTConfig:
     import torch
     from trl.trainer.sft_config import SFTConfig
 
@@ -314,7 +378,7 @@ def _arguments(settings: TuningSettings, output: Path, evaluate: bool, one_pass:
         num_train_epochs=1,  # the training set holds all epochs in their order, see _Plan
         train_sampling_strategy="sequential",
         dataset_kwargs={"skip_prepare_dataset": True},
-        learning_rate=settings.learning_rate,
+        learning_rate=learning_rate,
         lr_scheduler_type="linear",
         weight_decay=0.0,
         max_length=settings.max_tokens,
@@ -443,11 +507,17 @@ def _curve(history: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
 
 
 def _forget_other_runs(
-    output: Path, rows: Sequence[TokenRow], plan: _Plan, settings: TuningSettings
+    output: Path,
+    rows: Sequence[TokenRow],
+    plan: _Plan,
+    settings: TuningSettings,
+    start: _Start | None,
 ) -> None:
-    """Remove what a run with other rows or settings left here, and checkpoints a kill has torn."""
+    """Remove what a run with other rows, settings or another start left here, and checkpoints a
+    kill has torn."""
     digest = hashlib.blake2b(settings.model_dump_json().encode(), digest_size=16)
     digest.update(identity(settings.base_model).encode())
+    digest.update((start.digest if start else "").encode())
     for epoch in plan.epochs:
         digest.update(np.array([len(epoch), *epoch], dtype=np.int64).tobytes())
     for row in rows:

@@ -1,9 +1,10 @@
 """The trainer process: `python -m ragtuned_pipeline.tuning.trainer JOB.json`.
 
 JOB.json: {"training_rows": path, "held_out": path or null, "settings": TuningSettings, "output":
-folder}. One JSON object a line on stdout: progress, then {"event": "done", ...TrainResult} or
-{"event": "failed", "reason": sentence}. Exit status 0, 1 (failed), 143 (stopped by SIGTERM, to be
-resumed). The process gives all memory back when it ends, and ends with its parent.
+folder, "start_from": folder or null}. One JSON object a line on stdout: progress, then {"event":
+"done", ...TrainResult} or {"event": "failed", "reason": sentence}. Exit status 0, 1 (failed), 143
+(stopped by SIGTERM, to be resumed). The process gives all memory back when it ends, and ends with
+its parent.
 """
 
 from __future__ import annotations
@@ -45,11 +46,14 @@ class TrainJob(BaseModel):
     held_out: Path | None
     settings: TuningSettings
     output: Path
+    start_from: Path | None = None
 
 
 def run_job(job: TrainJob, progress: Callable[[dict[str, Any]], None]) -> TrainResult:
     """Do the job in this process. Raises what train() raises."""
-    return train(job.training_rows, job.held_out, job.settings, job.output, progress)
+    return train(
+        job.training_rows, job.held_out, job.settings, job.output, progress, job.start_from
+    )
 
 
 def die_with_parent() -> None:

@@ -109,6 +109,12 @@ def folder_trial(folder: Path, settings: TuningSettings) -> Trial:
 
 def folder_tables(folder: Path, settings: TuningSettings) -> tuple[pa.Table, pa.Table]:
     """Return the training rows and the queries that the pipeline makes of the files of a folder."""
+    _, rows, asked = folder_pairs(folder, settings)
+    return rows, asked
+
+
+def folder_pairs(folder: Path, settings: TuningSettings) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """Return the pairs, the training rows and the queries that the pipeline makes of a folder."""
     every = Settings()
     documents, _ = read_folder(folder, every.corpus.max_file_megabytes)
     tokenizer = load_fast_tokenizer(settings.base_model)
@@ -141,7 +147,7 @@ def folder_tables(folder: Path, settings: TuningSettings) -> tuple[pa.Table, pa.
         every.evaluation.model_copy(update={"questions_per_set": _ASKED}),
     )
     print(f"left out {selection.left_out}")
-    return selection.training_rows, asked
+    return made.qa_pairs, selection.training_rows, asked
 
 
 def tables_trial(training_rows: pa.Table, queries: pa.Table) -> Trial:
