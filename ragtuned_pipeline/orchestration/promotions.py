@@ -215,7 +215,7 @@ def judged(home: Home, corpus: str) -> Numbers:
     made_with = versions.get("adapter"), versions["data queries"]
     if made_with != (trained, content_hash(queries)):
         raise PromotionError(
-            f"{file} is not about adapter {trained} and the questions of now; "
+            f"{file} is not that of adapter {trained} and the questions of now; "
             f"run `ragtuned evaluate {corpus}`"
         )
     answers = store.read("answers", corpus)

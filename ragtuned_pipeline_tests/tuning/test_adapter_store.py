@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ragtuned_pipeline.tuning.adapter_store import AdapterError, current, find, promote, store
+from ragtuned_pipeline.tuning.adapter_store import (
+    AdapterError,
+    current,
+    delete,
+    find,
+    promote,
+    promoted,
+    store,
+    stored,
+)
 
 
 def adapter(folder: Path, value: float = 1.0, modules: Sequence[str] = ("q", "v")) -> Path:
@@ -56,6 +65,22 @@ def test_the_current_adapter_follows_promotion(tmp_path: Path) -> None:
     promote(tmp_path, "news", two)
     assert current(tmp_path, "news", "embedded").name == two
     assert (tmp_path / "news" / "current").readlink() == Path(two)
+
+
+def test_stored_adapters_are_listed_and_deleted_but_not_the_promoted_one(tmp_path: Path) -> None:
+    assert stored(tmp_path, "news") == []
+    assert promoted(tmp_path, "news") is None
+    one = store(adapter(tmp_path / "a"), tmp_path, "news", "embedded")
+    two = store(adapter(tmp_path / "b", 2.0), tmp_path, "news", "embedded")
+    promote(tmp_path, "news", one)
+    (tmp_path / "news" / ".half.tmp").mkdir()
+    assert stored(tmp_path, "news") == sorted([one, two]), "the link and what is half made apart"
+    assert promoted(tmp_path, "news") == one
+    with pytest.raises(AdapterError, match="it is not deleted"):
+        delete(tmp_path, "news", one)
+    delete(tmp_path, "news", two)
+    assert stored(tmp_path, "news") == [one]
+    assert {file.name for file in (tmp_path / "news").iterdir()} == {one, "current", ".half.tmp"}
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

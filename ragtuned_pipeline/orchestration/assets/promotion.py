@@ -49,7 +49,7 @@ def promotion(
 
     corpus, place = context.partition_key, home.home
     try:
-        outcome = promote_trained(place, corpus, context.run_id)
+        outcome = promote_trained(place, corpus, context.run.run_id)
     except PromotionError as error:
         raise UserError(str(error)) from error
     if outcome.what in {"refused", "set aside"}:
