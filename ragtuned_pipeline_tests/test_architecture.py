@@ -21,7 +21,7 @@ LEFT = {
     "tuning": {"corpus", "graph", "synthesis", "inference"},
     "evaluation": {"corpus", "graph", "synthesis", "tuning", "inference"},
 }
-SHARED = {"ids", "settings", "tables", "samples"}
+SHARED = {"ids", "item_store", "settings", "tables", "samples"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "matplotlib", "pandas", "scipy"}
 
 

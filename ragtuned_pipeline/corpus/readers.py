@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -11,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import pyarrow as pa
 from ragtuned_pipeline.corpus.records import Draft, Fault, read_csv, read_json, read_json_lines
 from ragtuned_pipeline.corpus.sentences import find_date, head_of, looks_like_chat
 from ragtuned_pipeline.ids import content_id
+from ragtuned_pipeline.item_store import Items, item_key
 from ragtuned_pipeline.tables import Failure, table
 
 _STAGE = "documents"
@@ -41,7 +44,9 @@ class _Unreadable(Exception):
     """Why a file gives no document: the end of a sentence that begins with its name."""
 
 
-def read_folder(folder: Path, max_file_megabytes: float) -> tuple[pa.Table, list[Failure]]:
+def read_folder(
+    folder: Path, max_file_megabytes: float, converted: Items | None = None
+) -> tuple[pa.Table, list[Failure]]:
     """Read every file below `folder`, hidden ones apart.
 
     A document's id depends on its relative path and its text. Its creation_date is the one that
@@ -51,6 +56,7 @@ def read_folder(folder: Path, max_file_megabytes: float) -> tuple[pa.Table, list
     Args:
         folder: searched at every depth; links that lead out of it are refused.
         max_file_megabytes: larger files are refused; a megabyte is 10^6 bytes.
+        converted: remembers what was made of files of other formats, by their bytes.
 
     Returns:
         The table `documents`, sorted by path, text_unit_ids empty; and a failure for every file
@@ -67,7 +73,7 @@ def read_folder(folder: Path, max_file_megabytes: float) -> tuple[pa.Table, list
     first_path: dict[str, str] = {}
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
-        for item in _items(path, folder, max_file_megabytes):
+        for item in _items(path, folder, max_file_megabytes, converted):
             item_id = name if item.record is None else f"{name}#{item.record}"
             outcome = item if isinstance(item, Fault) else _row(item, item_id, path)
             if isinstance(outcome, dict):
@@ -109,7 +115,9 @@ def _leads_out(path: Path, folder: Path) -> bool:
     return not path.resolve().is_relative_to(folder.resolve())
 
 
-def _items(path: Path, folder: Path, max_file_megabytes: float) -> Iterator[Draft | Fault]:
+def _items(
+    path: Path, folder: Path, max_file_megabytes: float, converted: Items | None
+) -> Iterator[Draft | Fault]:
     """Yield what the file holds; whatever keeps it from being read is a fault."""
     try:
         if path.is_symlink() and _leads_out(path, folder):
@@ -128,7 +136,7 @@ def _items(path: Path, folder: Path, max_file_megabytes: float) -> Iterator[Draf
             )
         if status.st_size == 0:
             raise _Unreadable("is empty")
-        yield from _read(path)
+        yield from _read(path, converted)
     except _Unreadable as error:
         yield Fault(str(error))
     except PermissionError:
@@ -139,7 +147,7 @@ def _items(path: Path, folder: Path, max_file_megabytes: float) -> Iterator[Draf
         yield Fault(f"cannot be read: {error.strerror or error}")
 
 
-def _read(path: Path) -> Iterator[Draft | Fault]:
+def _read(path: Path, converted: Items | None) -> Iterator[Draft | Fault]:
     suffix = path.suffix.lower()
     if suffix in _READERS:
         text = _normal(_decode(path.read_bytes()))
@@ -147,7 +155,7 @@ def _read(path: Path) -> Iterator[Draft | Fault]:
             raise _Unreadable("holds only white space")
         yield from _READERS[suffix](text)
     elif suffix in _CONVERTED:
-        yield _converted(path)
+        yield _converted(path, converted)
     else:
         _decode(path.read_bytes())  # a binary file is better called so
         raise _Unreadable(f"has the unknown format {suffix}: name it .txt if it is plain text")
@@ -175,8 +183,10 @@ _CONVERTED = frozenset(
 _ZIPPED = frozenset((".docx", ".pptx", ".xlsx", ".epub"))
 
 
-def _converted(path: Path) -> Draft:
+def _converted(path: Path, remembered: Items | None) -> Draft:
     """Return the document that markitdown makes of a file of another format.
+
+    A long PDF takes minutes: its text is remembered by the file's bytes.
 
     Raises:
         _Unreadable: markitdown is not installed, or cannot convert the file.
@@ -188,20 +198,27 @@ def _converted(path: Path) -> Draft:
             f"has the format {path.suffix}, which needs markitdown: "
             "pip install 'ragtuned-pipeline[documents]'"
         ) from None
-    # Where a converter fails, markitdown goes on to read the bytes as plain text.
-    suffix = path.suffix.lower()
-    if (suffix in _ZIPPED and not zipfile.is_zipfile(path)) or (
-        suffix == ".pdf" and b"%PDF-" not in path.read_bytes()[:1024]
-    ):
-        raise _Unreadable(f"is damaged, or no {suffix} file")
-    try:
-        converted = markitdown.MarkItDown().convert_local(str(path)).text_content
-    except markitdown.MarkItDownException as error:
-        reason = " ".join(str(error).split())[:300]
-        raise _Unreadable(f"could not be converted by markitdown: {reason}") from None
-    text = _normal(converted)
-    if not text.strip():
-        raise _Unreadable("holds no text that markitdown can find")
+    suffix, data = path.suffix.lower(), path.read_bytes()
+    key = item_key(version("markitdown"), suffix, hashlib.blake2b(data).hexdigest())
+    known = remembered.get([key]) if remembered else {}
+    if key in known:
+        text = known[key]
+    else:
+        # Where a converter fails, markitdown goes on to read the bytes as plain text.
+        if (suffix in _ZIPPED and not zipfile.is_zipfile(path)) or (
+            suffix == ".pdf" and b"%PDF-" not in data[:1024]
+        ):
+            raise _Unreadable(f"is damaged, or no {suffix} file")
+        try:
+            converted = markitdown.MarkItDown().convert_local(str(path)).text_content
+        except markitdown.MarkItDownException as error:
+            reason = " ".join(str(error).split())[:300]
+            raise _Unreadable(f"could not be converted by markitdown: {reason}") from None
+        text = _normal(converted)
+        if not text.strip():
+            raise _Unreadable("holds no text that markitdown can find")
+        if remembered:
+            remembered.put({key: text})
     return Draft(text, "chat" if looks_like_chat(text) else "markdown")
 
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ragtuned_pipeline.evaluation.systems import SYSTEMS, SkippedSystem, answer_all
 from ragtuned_pipeline.evaluation.systems.interface import Answerer, Setup
+from ragtuned_pipeline.item_store import open_items
 from ragtuned_pipeline.orchestration.home import write_text
 from ragtuned_pipeline.orchestration.io import TableStore
+from ragtuned_pipeline.orchestration.steps import code_version
 from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tables import Failure, table
 from ragtuned_pipeline.tuning.adapter_store import AdapterError, current
@@ -20,6 +22,8 @@ from ragtuned_pipeline.tuning.adapter_store import AdapterError, current
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from ragtuned_pipeline.inference.engine import ChatEngine
+    from ragtuned_pipeline.item_store import Items
     from ragtuned_pipeline.orchestration.home import Home
     from ragtuned_pipeline.orchestration.training import Training
     from ragtuned_pipeline.settings import Settings
@@ -31,6 +35,18 @@ class SystemNote:
 
     description: str = ""
     skipped: str = ""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a system gave: a table `answers` (empty where it is skipped), what failed on the way,
+    the note on it, and how many replies its models gave and how many of them anew."""
+
+    answers: pa.Table
+    note: SystemNote
+    failures: Sequence[Failure] = ()
+    replies: int = 0
+    replies_anew: int = 0
 
 
 def note_file(home: Home, corpus: str, system: str) -> Path:
@@ -53,12 +69,13 @@ def answer_table(
     tables: Mapping[str, pa.Table],
     settings: Settings,
     training: Training | None,
-) -> tuple[pa.Table, Sequence[Failure], SystemNote]:
-    """Return the system's answers (none where it is skipped), what failed on the way to them, and
-    the note on it.
+    step: str,
+) -> Given:
+    """Return the system's answers to all `queries`.
 
     Args:
         tables: what the system reads, by name; the documents among them.
+        step: under which replies are remembered from run to run.
 
     Raises:
         SettingsError: the base model cannot be loaded.
@@ -66,22 +83,36 @@ def answer_table(
     """
     if not is_asked(system, settings):
         note = SystemNote(skipped="Left out by the setting evaluation.systems.")
-        return table("answers", []), (), note
+        return Given(table("answers", []), note)
     adapter = home.adapters / corpus / training.adapter if training else None
-    with _setup(tables, settings, adapter) as setup:
+    with (
+        open_items(home.items(corpus), step) as items,
+        _setup(tables, settings, adapter, items) as setup,
+    ):
         answered = answer_all(system, queries, setup)
     if isinstance(answered, SkippedSystem):
-        return table("answers", []), (), SystemNote(skipped=answered.reason)
-    return answered.answers, answered.failures, SystemNote(description=answered.description)
+        return Given(table("answers", []), SystemNote(skipped=answered.reason))
+    note = SystemNote(description=answered.description)
+    return Given(answered.answers, note, answered.failures, items.asked, items.asked - items.known)
+
+
+# What replies depend on beside weights and conversation.
+_DECODING = ("inference/transformers_engine.py", "inference/base_models.py")
 
 
 @contextmanager
 def _setup(
-    tables: Mapping[str, pa.Table], settings: Settings, adapter: Path | None
+    tables: Mapping[str, pa.Table], settings: Settings, adapter: Path | None, items: Items | None
 ) -> Iterator[Setup]:
     """Yield what a system may use; the engines that it loads are closed at the end, so that the
-    next step has their memory."""
+    next step has their memory.
+
+    Args:
+        items: the replies of earlier runs; None to ask the model whatever is asked.
+    """
+    from ragtuned_pipeline.inference.base_models import identity
     from ragtuned_pipeline.inference.embeddings import embed
+    from ragtuned_pipeline.inference.remembered import RememberingEngine
     from ragtuned_pipeline.inference.reranking import rerank
     from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 
@@ -89,10 +120,16 @@ def _setup(
     embedding = teacher.model_copy(update={"embedding_model": evaluation.embedding_model})
     with ExitStack() as engines:
 
-        def load(base_model: str, folder: Path | None, batch_size: int) -> TransformersEngine:
-            engine = TransformersEngine(base_model, folder, batch_size)
-            engines.callback(engine.close)
-            return engine
+        def load(base_model: str, folder: Path | None, batch_size: int) -> ChatEngine:
+            def loaded() -> ChatEngine:
+                engine = TransformersEngine(base_model, folder, batch_size)
+                engines.callback(engine.close)
+                return engine
+
+            if items is None:
+                return loaded()
+            weights = json.dumps([identity(base_model), folder.name if folder else None])
+            return RememberingEngine(weights + code_version(*_DECODING), loaded, items)
 
         yield Setup(
             tables,
@@ -152,7 +189,7 @@ def prepared_system(home: Home, corpus: str, system: str) -> Iterator[Answerer]:
         except AdapterError as error:
             raise CannotAnswer(str(error)) from None
     tables = {name: store.read(name, corpus) for name in names}
-    with _setup(tables, settings, adapter) as setup:
+    with _setup(tables, settings, adapter, None) as setup:
         prepared = spec.prepare(setup)
         if isinstance(prepared, SkippedSystem):
             raise CannotAnswer(prepared.reason)

@@ -54,6 +54,10 @@ class Home:
         """The completion store, shared by all corpora."""
         return self.folder / "completions.sqlite"
 
+    def items(self, corpus: str) -> Path:
+        """The store of what single items of the corpus's steps came to."""
+        return self.folder / "items" / f"{check_corpus_name(corpus)}.sqlite"
+
     def report(self, corpus: str) -> Path:
         return self.folder / "reports" / corpus
 

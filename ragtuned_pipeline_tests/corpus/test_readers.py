@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ragtuned_pipeline.corpus.readers import CorpusError, read_folder
+from ragtuned_pipeline.item_store import open_items
 from ragtuned_pipeline.tables import Failure, check_schema
 
 
@@ -308,3 +309,20 @@ def test_what_markitdown_makes_is_read(tmp_path: Path) -> None:
         ("The dam", "markdown", "# The dam\n\nIt broke.")
     ]
     assert failures[0].reason == "b.docx is damaged, or no .docx file"
+
+
+def test_a_converted_file_is_converted_once(tmp_path: Path) -> None:
+    pytest.importorskip("markitdown", reason="the extra [documents] is not installed")
+    folder, store = tmp_path / "folder", tmp_path / "items.sqlite"
+    folder.mkdir()
+    (folder / "a.html").write_text("<p>It broke.</p>", encoding="utf-8")
+    read, counted = [], []
+    for page in ("It broke.", "It broke.", "It held."):
+        (folder / "a.html").write_text(f"<p>{page}</p>", encoding="utf-8")
+        with open_items(store, "documents") as items:
+            documents, _ = read_folder(folder, 1, items)
+            counted.append((items.asked, items.known))
+        read.append(documents)
+    assert counted == [(1, 0), (1, 1), (1, 0)]
+    assert read[0].equals(read[1])
+    assert read[2].equals(read_folder(folder, 1)[0])

@@ -144,7 +144,7 @@ def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
             if training is None:
                 return {output: table("answers", [])}, {"skipped": "not tuned"}
             teacher.stop()  # the GPU is the variant's now
-            answered, _, _ = answer_table(
+            answered = answer_table(
                 home.home,
                 corpus,
                 "tuned",
@@ -152,7 +152,8 @@ def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
                 {"documents": documents},
                 settings,
                 training,
-            )
+                output,
+            ).answers
             system = pa.array([name] * answered.num_rows, pa.string())
             place = answered.schema.get_field_index("system")
             return {output: answered.set_column(place, "system", system)}, {}

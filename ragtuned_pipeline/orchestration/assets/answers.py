@@ -70,14 +70,18 @@ def _answers_asset(system: str) -> dg.AssetsDefinition:
         def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
             teacher.stop()  # the GPU is this system's now
             try:
-                answered, failures, note = answer_table(
-                    home.home, corpus, system, queries, tables, settings, training
+                given = answer_table(
+                    home.home, corpus, system, queries, tables, settings, training, outputs[0]
                 )
             except (SettingsError, TeacherStopped) as error:
                 raise UserError(str(error)) from error
-            write_note(home.home, corpus, system, note)
-            made = (answered, failures_table(failures))
-            return dict(zip(outputs, made, strict=True)), asdict(note)
+            write_note(home.home, corpus, system, given.note)
+            made = (given.answers, failures_table(given.failures))
+            return dict(zip(outputs, made, strict=True)), {
+                **asdict(given.note),
+                "replies": given.replies,
+                "replies_anew": given.replies_anew,
+            }
 
         yield from run_step(
             context,
@@ -183,7 +187,7 @@ def control_answers(
     training = read_training(home.home, corpus, "control") if control_queries.num_rows else None
 
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
-        answered, _, _ = answer_table(
+        given = answer_table(
             home.home,
             corpus,
             "tuned",
@@ -191,8 +195,9 @@ def control_answers(
             {"documents": documents},
             settings,
             training,
+            "answers_control",
         )
-        return {"answers_control": answered}, {}
+        return {"answers_control": given.answers}, {}
 
     yield from run_step(
         context,

@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from ragtuned_pipeline.item_store import open_items
 from ragtuned_pipeline.orchestration.home import CorpusMissing
 from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
@@ -52,7 +53,8 @@ def read_corpus(context: dg.AssetExecutionContext, home: HomeResource) -> Iterat
     settings = home.home.settings(corpus)
     try:
         folder = home.home.documents(corpus)
-        read, failures = read_folder(folder, settings.corpus.max_file_megabytes)
+        with open_items(home.home.items(corpus), "documents") as converted:
+            read, failures = read_folder(folder, settings.corpus.max_file_megabytes, converted)
         tokenizer = load_fast_tokenizer(settings.tuning.base_model)
     except (CorpusError, CorpusMissing, SettingsError) as error:
         raise UserError(str(error)) from error
