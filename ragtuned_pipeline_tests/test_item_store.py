@@ -47,9 +47,14 @@ def test_a_step_that_fails_keeps_what_it_made_and_what_was_there(tmp_path: Path)
     with open_items(file, "step") as items:
         items.put({old: "old"})
         items.get([old])
-    with pytest.raises(RuntimeError, match="half-way"), open_items(file, "step") as items:
-        items.put({new: "new"})
-        raise RuntimeError("half-way")
+
+    def failing() -> None:
+        with open_items(file, "step") as items:
+            items.put({new: "new"})
+            raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        failing()
     with open_items(file, "step") as items:
         assert items.get([old, new]) == {old: "old", new: "new"}
 
