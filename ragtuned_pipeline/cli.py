@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -43,6 +44,12 @@ SystemOption = Annotated[
         "graphrag_global or long_context."
     ),
 ]
+
+
+class ExportFormat(StrEnum):
+    """What a corpus can be exported as."""
+
+    openlineage = "openlineage"
 
 
 @app.command()
@@ -189,6 +196,61 @@ def status(
         print(f"No corpus in {place.folder} yet: ragtuned run DIR")
     for entry in found:
         show_status(entry)
+
+
+@app.command()
+def why(
+    corpus: CorpusArgument,
+    question: Annotated[str, typer.Argument(help="The question.")],
+    rows: Annotated[int, typer.Option(min=1, help="How many training rows to look at.")] = 5,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer, and show what the answer comes from: rows, facts, sentences, documents, runs."""
+    from ragtuned_pipeline.orchestration.lineage import as_json as lineage_json
+    from ragtuned_pipeline.orchestration.lineage import trace_answer
+    from ragtuned_pipeline.orchestration.lineage_display import show_lineage
+    from ragtuned_pipeline.orchestration.promotion_history import PromotionError
+
+    place = _known(home, corpus)
+    try:
+        with _answerer(place, corpus, "tuned") as answer:
+            lineage = trace_answer(place, corpus, question, answer(question)["answer"], rows)
+    except PromotionError as error:
+        _fail(str(error))
+    if as_json:
+        print(json.dumps(lineage_json(lineage), ensure_ascii=False))
+    else:
+        show_lineage(lineage)
+
+
+@app.command()
+def export(
+    corpus: CorpusArgument,
+    form: Annotated[
+        ExportFormat, typer.Option("--format", help="openlineage: the steps of its runs.")
+    ],
+    output: Annotated[Path | None, typer.Option(help="The file to write [stdout].")] = None,
+    home: HomeOption = None,
+) -> None:
+    """Write a corpus in another tool's format; openlineage is one JSON event a line."""
+    from ragtuned_pipeline.orchestration.home import write_text
+    from ragtuned_pipeline.orchestration.openlineage import NothingRecorded, lineage_events
+
+    place = _known(home, corpus)
+    try:
+        events = lineage_events(place, corpus)
+    except NothingRecorded as error:
+        _fail(str(error))
+    lines = "".join(f"{json.dumps(event, ensure_ascii=False)}\n" for event in events)
+    if output is None:
+        print(lines, end="")
+        return
+    try:
+        write_text(output, lines)
+    except OSError as error:
+        _fail(f"--output {output}: {error.strerror}")
+    print(f"{len(events):,} {form} events written to {output}")
 
 
 @app.command()

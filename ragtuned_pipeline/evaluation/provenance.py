@@ -167,6 +167,12 @@ class Provenance:
         """Whether no training row that states something is near."""
         return self.nearest is None or self.nearest.similarity < NEAR
 
+    @property
+    def answers_another(self) -> bool:
+        """Whether rows hold the answer and none of them asks what the question asks."""
+        rows = [row for fact in self.facts for row in fact.rows if row.similarity >= NEAR]
+        return bool(rows) and not any(row.asks_alike for row in rows)
+
 
 class RowIndex:
     """Finds the training rows that a model most probably answers from.

@@ -144,6 +144,7 @@ def as_json(lineage: Lineage) -> dict[str, Any]:
         "rule": RULE,
         "near_from": round(NEAR, 4),
         "nothing_near": provenance.nothing_near,
+        "answers_another": provenance.answers_another,
         "nearest": asdict(provenance.nearest) if provenance.nearest else None,
         "facts": [asdict(fact) for fact in provenance.facts],
         "adapter": asdict(adapter) | {"knows_rows": adapter.knows_rows},
@@ -174,7 +175,8 @@ def adapter_lineage(
     return AdapterLineage(
         adapter=adapter,
         base_model=f"{base['base_model']} ({base['identity']})",
-        rows_version=_rows_version(adapter, decisions, trainings, [rows_on_disk, *_versions(rows)]),
+        rows_version=_as_judged(home, corpus, adapter, decisions)
+        or _as_recorded(adapter, trainings, [rows_on_disk, *(each.version for each in rows)]),
         rows_on_disk=rows_on_disk,
         trained=made_in(trainings, adapter),
         promoted=_promoted(adapter, decisions)
@@ -196,20 +198,24 @@ def _promoted(adapter: str, decisions: Sequence[past.Entry]) -> Made | None:
     return Made(last.run, last.when) if last and last.adapter == adapter else None
 
 
-def _rows_version(
-    adapter: str,
-    decisions: Sequence[past.Entry],
-    trainings: Sequence[Recorded],
-    known: Sequence[str],
+def _as_judged(
+    home: Home, corpus: str, adapter: str, decisions: Sequence[past.Entry]
 ) -> str | None:
-    """The training rows of an adapter: as it was judged, else as its training was recorded.
-
-    Args:
-        known: versions of the table that it may have been.
-    """
+    """The version of an adapter's training rows by the history, else by its scorecard."""
     for entry in reversed(decisions):
         if entry.adapter == adapter and entry.data_version:
             return entry.data_version
+    file = home.report(corpus) / "scorecard.json"
+    made_with = json.loads(file.read_text("utf-8"))["versions"] if file.is_file() else {}
+    return made_with["data training_rows"] if made_with.get("adapter") == adapter else None
+
+
+def _as_recorded(adapter: str, trainings: Sequence[Recorded], known: Sequence[str]) -> str | None:
+    """The version of an adapter's training rows by what Dagster noted when it was trained.
+
+    Args:
+        known: the versions that it may have been.
+    """
     for training in trainings:
         if training.version == adapter:
             noted = training.inputs.get("training_rows")
@@ -279,10 +285,6 @@ def made_in(records: Sequence[Recorded], version: str) -> Made | None:
 def utc(seconds: float) -> str:
     """Return a moment as ISO 8601, UTC, to the millisecond."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
-
-
-def _versions(records: Sequence[Recorded]) -> list[str]:
-    return [record.version for record in records]
 
 
 def _is_true(value: dg.MetadataValue[Any] | None) -> bool:
