@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ MEASURE_OF_SET = dict.fromkeys(QUESTION_SETS, "contains") | {
     "gold_global": "f1",
     "unanswerable": "refused",
 }
+# What asks about facts that were tuned on: read apart for those that the promoted adapter knew.
+SETS_BY_AGE = ("held_out_wording", "new_wording")
 COSTS = ("prompt_tokens", "completion_tokens", "seconds", "calls", "money")
 # What an LLM's grade counts as, where the corpus has an answer. An answer without a verdict is left
 # out, and counted.
@@ -118,6 +120,7 @@ def score(
     skipped: Mapping[str, str],
     qa_pairs: pa.Table,
     training_rows: pa.Table,
+    earlier_facts: Set[str] | None = None,
     coverage: pa.Table,
     left_out: Mapping[str, int],
     teacher: Mapping[str, Any],
@@ -132,7 +135,8 @@ def score(
     """Return the scorecard; its keys are those of the architecture's contract, and more.
 
     Each mean has beside it its 95 % interval ("contains_interval": [low, high]; see
-    metrics.interval), and each set its kinds and scopes apart. A question that a system that took
+    metrics.interval), and each set its kinds and scopes apart; after a re-tuning, SETS_BY_AGE also
+    the facts that are new ("by_age": "new", "old"). A question that a system that took
     part left without an answer counts as an empty answer, and in "missing".
 
     Args:
@@ -140,6 +144,8 @@ def score(
         control_queries, control_answers: of the shuffled control, empty where there was none.
         descriptions: system -> what it is, in a clause.
         skipped: system -> why it took no part.
+        earlier_facts: those that the adapter promoted before had learned; None where there was
+            none.
         coverage: one row a sentence of the corpus.
         left_out: what the time budget kept out of tuning -> how many.
         teacher: of `teacher_account`, empty where no teacher was asked.
@@ -162,7 +168,10 @@ def score(
         "versions": dict(versions),
         "systems": {
             system: {
-                name: _summary_of_set(sets[name], seed) for name in QUESTION_SETS if name in sets
+                name: _summary_of_set(sets[name], seed)
+                | (_ages(sets[name], seed, earlier_facts) if name in SETS_BY_AGE else {})
+                for name in QUESTION_SETS
+                if name in sets
             }
             for system, sets in by_system.items()
         },
@@ -203,8 +212,8 @@ def scores_table(scorecard: Mapping[str, Any]) -> pa.Table:
 
 def _parts(whole: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     yield "all", whole
-    for column in ("kind", "scope"):
-        for value, numbers in whole[f"by_{column}"].items():
+    for column in ("kind", "scope", "age"):
+        for value, numbers in whole.get(f"by_{column}", {}).items():
             yield f"{column}={value}", numbers
 
 
@@ -268,6 +277,15 @@ def _summary_of_set(cells: Sequence[Scored], seed: int) -> dict[str, Any]:
         }
         for column in ("kind", "scope")
     }
+
+
+def _ages(cells: Sequence[Scored], seed: int, earlier: Set[str] | None) -> dict[str, Any]:
+    if earlier is None:
+        return {}
+    ages: dict[str, list[Scored]] = {"new": [], "old": []}
+    for cell in cells:
+        ages["old" if cell.query["fact_id"] in earlier else "new"].append(cell)
+    return {"by_age": {age: summary(each, seed) for age, each in ages.items() if each}}
 
 
 def summary(cells: Sequence[Scored], seed: int) -> dict[str, Any]:

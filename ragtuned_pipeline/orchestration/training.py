@@ -8,10 +8,12 @@ import json
 import shutil
 import sys
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from upath import UPath
 
 from ragtuned_pipeline.orchestration.home import Home, write_text
@@ -22,11 +24,12 @@ from ragtuned_pipeline.orchestration.steps import (
     code_version,
     settings_key,
 )
-from ragtuned_pipeline.settings import TuningSettings
+from ragtuned_pipeline.settings import RetuningSettings, TuningSettings
 from ragtuned_pipeline.tables import content_hash
 from ragtuned_pipeline.tuning.trainer import KEEP_FREED_MEMORY
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import pyarrow as pa
@@ -35,12 +38,24 @@ TRAINING_CODE = tuple(
     f"tuning/{name}.py" for name in ("sft", "base_models", "packed_attention", "memory")
 )
 
+# Settings of tuning that choose the rows, or do not reach the weights.
+_NOT_LEARNED_FROM = {
+    "time_budget_minutes",
+    "assumed_tokens_per_second",
+    "min_wordings",
+    "passage_epochs",
+    "require_cuda",
+    "checkpoint_steps",
+}
+
 
 @dataclass(frozen=True)
 class Training:
     """What is remembered of a finished training, as <home>/adapters/<corpus>/<purpose>.json.
 
     `result` is the trainer's TrainResult; `base_model` the identity of the base's weights.
+    `started_from` is the adapter that it went on from, "" where it started from scratch, and
+    `start` says why.
     """
 
     fingerprint: str
@@ -48,6 +63,19 @@ class Training:
     base_model: str
     settings: dict[str, Any]
     result: dict[str, Any]
+    started_from: str = ""
+    start: str = ""
+
+
+@dataclass(frozen=True)
+class Retuning:
+    """What decides whether a training goes on from the promoted adapter.
+
+    `statements` are those of `warm_start.warm_rows`.
+    """
+
+    settings: RetuningSettings
+    statements: pa.Table
 
 
 def training_file(home: Home, corpus: str, purpose: str) -> Path:
@@ -62,6 +90,23 @@ def read_training(home: Home, corpus: str, purpose: str) -> Training | None:
     return Training(**json.loads(file.read_text(encoding="utf-8")))
 
 
+def _write_training(home: Home, corpus: str, purpose: str, training: Training) -> None:
+    text = json.dumps(asdict(training), indent=1, sort_keys=True)
+    write_text(training_file(home, corpus, purpose), text)
+
+
+def facts_learned_before(home: Home, corpus: str) -> set[str] | None:
+    """Return the facts of the tuned adapter that the one promoted before it had learned too.
+
+    None where none was promoted when it was tuned, or its rows are not known.
+    """
+    from ragtuned_pipeline.tuning.warm_start import earlier_facts
+
+    training = read_training(home, corpus, "tuned")
+    learned = _learned(home, corpus, training.adapter) if training else None
+    return earlier_facts(learned) if learned else None
+
+
 def trained(
     context: dg.AssetExecutionContext,
     home: Home,
@@ -70,13 +115,15 @@ def trained(
     rows: pa.Table,
     held_out: pa.Table | None,
     settings: TuningSettings,
+    retuning: Retuning | None = None,
 ) -> dg.MaterializeResult[Any]:
-    """Return the result of an adapter's asset: tuned on `rows`, a table training_rows.
+    """Return the result of an adapter's asset.
 
-    The other arguments, and what is raised, are those of `train_adapter`.
+    The arguments, and what is raised, are those of `train_adapter`.
     """
-    told = rows.select(["system", "prompt", "completion", "epochs"])
-    training, kept = train_adapter(context, home, pipes, purpose, told, held_out, settings)
+    training, kept = train_adapter(
+        context, home, pipes, purpose, rows, held_out, settings, retuning
+    )
     return dg.MaterializeResult(
         data_version=dg.DataVersion(training.adapter),
         metadata=training_metadata(home, context.partition_key, training, kept),
@@ -91,40 +138,53 @@ def train_adapter(
     rows: pa.Table,
     held_out: pa.Table | None,
     settings: TuningSettings,
+    retuning: Retuning | None,
 ) -> tuple[Training, bool]:
     """Train on `rows` unless that was done already; return the training and whether it was.
 
-    A training that was killed is resumed: its folder is named by everything it depends on.
+    It was where rows, base and what tuning reads of the settings are those of the last training,
+    in whatever order the rows stand and whatever adapter was promoted since. A training that was
+    killed is resumed: its folder is named by everything it depends on, the adapter that it goes on
+    from included.
 
     Args:
-        rows: columns system, prompt, completion; `held_out` likewise (other wordings, for a loss).
+        rows: table training_rows.
+        held_out: other wordings, for a loss: system, prompt, completion.
+        retuning: None for an adapter that is never promoted: it starts from scratch.
 
     Raises:
         UserError: the trainer refused (no GPU, no base model, no rows); its reason is the message.
     """
     from ragtuned_pipeline.tuning import adapter_store
+    from ragtuned_pipeline.tuning.warm_start import learned_rows, rows_file
 
     corpus = context.partition_key
     base = base_model_key(settings)["base_model"]
-    key = fingerprint(
-        code_version(*TRAINING_CODE),
-        settings_key(settings),
-        {
-            "rows": content_hash(rows),
-            "held_out": content_hash(held_out) if held_out else "",
-            "base": base,
-        },
-    )
+    key = _fingerprint(settings, {"rows": content_hash(_told(rows, settings)), "base": base})
     known = read_training(home, corpus, purpose)
-    if known and known.fingerprint == key and (home.adapters / corpus / known.adapter).is_dir():
+    if known and known.fingerprint == key and _stands(home, corpus, known, retuning):
         context.log.info("the rows and settings have not changed: the adapter is kept")
-        return known, True
-    folder = home.training(corpus, key)
+        kept = replace(known, settings=settings.model_dump(mode="json"))
+        if kept != known:
+            _write_training(home, corpus, purpose, kept)
+        return kept, True
+    start = _start(home, corpus, rows, settings, retuning) if retuning else _Start(rows)
+    if start.reason:
+        context.log.info(start.reason)
+    told = _told(start.rows, settings)
+    parts = {
+        "rows": content_hash(told),
+        "held_out": content_hash(held_out) if held_out else "",
+        "base": base,
+        "start": start.adapter,
+    }
+    folder = home.training(corpus, _fingerprint(settings, parts))
     job = {
-        "training_rows": str(_put(rows, folder / "training_rows.parquet")),
+        "training_rows": str(_put(told, folder / "training_rows.parquet")),
         "held_out": str(_put(held_out, folder / "held_out.parquet")) if held_out else None,
         "settings": settings.model_dump(mode="json"),
         "output": str(folder),
+        "start_from": str(home.adapters / corpus / start.adapter) if start.adapter else None,
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.PreviewWarning)  # of Pipes' own, in this pinned release
@@ -138,11 +198,97 @@ def train_adapter(
         raise UserError(str(message["refused"]))
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     adapter = adapter_store.store(folder / "adapter", home.adapters, corpus, settings.base_model)
-    training = Training(key, adapter, base, settings.model_dump(mode="json"), result)
-    text = json.dumps(asdict(training), indent=1, sort_keys=True)
-    write_text(training_file(home, corpus, purpose), text)
+    if retuning:
+        learned = learned_rows(rows, start.earlier, goes_on=bool(start.adapter))
+        _put(learned, rows_file(home.adapters, corpus, adapter))
+    training = Training(
+        key,
+        adapter,
+        base,
+        settings.model_dump(mode="json"),
+        result,
+        started_from=start.adapter,
+        start=start.reason,
+    )
+    _write_training(home, corpus, purpose, training)
     shutil.rmtree(folder)
     return training, False
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a training starts.
+
+    Attributes:
+        rows: what it is tuned on, as training_rows.
+        adapter: that it goes on from; "" for none.
+        reason: a sentence for people; "" where there was no choice.
+        earlier: what the promoted adapter has learned, where that is known.
+    """
+
+    rows: pa.Table
+    adapter: str = ""
+    reason: str = ""
+    earlier: pa.Table | None = None
+
+
+def _start(
+    home: Home, corpus: str, rows: pa.Table, settings: TuningSettings, retuning: Retuning
+) -> _Start:
+    from ragtuned_pipeline.tuning import adapter_store
+    from ragtuned_pipeline.tuning.warm_start import StartFromScratch, check_shape, warm_rows
+
+    promoted = adapter_store.promoted(home.adapters, corpus)
+    earlier = _learned(home, corpus, promoted) if promoted else None
+    try:
+        if retuning.settings.start == "scratch":
+            raise StartFromScratch('the setting retuning.start is "scratch"')
+        if promoted is None:
+            raise StartFromScratch("no adapter is promoted to go on from")
+        check_shape(adapter_store.current(home.adapters, corpus, settings.base_model), settings)
+        if earlier is None:
+            raise StartFromScratch(f"which rows the adapter {promoted} has learned is not known")
+        chosen = warm_rows(
+            rows,
+            earlier,
+            retuning.statements,
+            retuning.settings.replay_share,
+            settings.seed,
+            promoted,
+        )
+    except (StartFromScratch, adapter_store.AdapterError) as reason:
+        return _Start(rows, reason=f"tuned from scratch: {reason}", earlier=earlier)
+    told = (
+        f"tuned from the adapter {promoted} on {chosen.new} rows that are new or changed and on "
+        f"{chosen.replayed} of the {rows.num_rows - chosen.new} earlier ones"
+    )
+    return _Start(chosen.rows, promoted, told, earlier)
+
+
+def _learned(home: Home, corpus: str, adapter: str) -> pa.Table | None:
+    from ragtuned_pipeline.tuning.warm_start import rows_file
+
+    file = rows_file(home.adapters, corpus, adapter)
+    return pq.ParquetFile(file).read() if file.is_file() else None
+
+
+def _fingerprint(settings: TuningSettings, parts: Mapping[str, str]) -> str:
+    read = settings.model_dump(mode="json", exclude=_NOT_LEARNED_FROM)
+    return fingerprint(code_version(*TRAINING_CODE), settings_key(read), parts)
+
+
+def _told(rows: pa.Table, settings: TuningSettings) -> pa.Table:
+    """What the trainer is told, the same whatever the order in which the rows were made."""
+    seen = pc.min_element_wise(rows["epochs"], settings.epochs)
+    columns = ["system", "prompt", "completion"]
+    told = rows.select(columns).append_column("epochs", seen)
+    return told.sort_by([(name, "ascending") for name in (*columns, "epochs")])
+
+
+def _stands(home: Home, corpus: str, known: Training, retuning: Retuning | None) -> bool:
+    """Whether the adapter is there, and started in a way that the settings allow now."""
+    warm = retuning is not None and retuning.settings.start == "warm"
+    return (home.adapters / corpus / known.adapter).is_dir() and (warm or not known.started_from)
 
 
 def _put(rows: pa.Table, path: Path) -> Path:
@@ -158,6 +304,7 @@ def training_metadata(home: Home, corpus: str, training: Training, kept: bool) -
         "adapter": dg.MetadataValue.path(str(home.adapters / corpus / training.adapter)),
         "base_model": training.base_model,
         "unchanged": kept,
+        **({"start": training.start} if training.start else {}),
         "rows": result["rows"],
         "overlong_rows": result["overlong"],
         "steps": result["steps"],

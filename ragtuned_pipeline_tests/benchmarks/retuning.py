@@ -19,7 +19,7 @@ import argparse
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ragtuned_pipeline.evaluation.metrics import contains, tokens
 from ragtuned_pipeline.evaluation.probe import built_in
 from ragtuned_pipeline.inference.engine import chat
 from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
@@ -72,14 +71,12 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Way:
-    """One way of tuning: from scratch (replay None), or warm with a share of replay."""
+    """A warm start: the share of replay, and of the learning rate."""
 
-    replay: float | None
-    rate: float = 1.0
+    replay: float
+    rate: float
 
     def __str__(self) -> str:
-        if self.replay is None:
-            return "scratch"
         return f"warm, replay {self.replay:g}, rate {self.rate:g}"
 
 
@@ -105,9 +102,7 @@ class Bench:
         )
 
     def again(self, way: Way, before: Corpus, after: Corpus, adapter: Path) -> sft.TrainResult:
-        """Tune on `after`, warm ways from `adapter`, which was tuned on `before`."""
-        if way.replay is None:
-            return self.tune(after.rows)
+        """Go on from `adapter`, which was tuned on `before`, to `after`."""
         # Whether a warm start is allowed is the question: here nothing counts as withdrawn.
         stated = pa.concat_tables([after.statements, before.statements])
         learned = learned_rows(before.rows, None, goes_on=False)
@@ -146,74 +141,90 @@ def general(adapter: Path) -> dict[str, float]:
     return {suite: sum(each) / len(each) for suite, each in sorted(found.items())}
 
 
-def ways(shares: Sequence[float], rates: Sequence[float]) -> Iterator[Way]:
-    """Yield from scratch, then every warm way."""
-    yield Way(None)
-    for share in shares:
-        for rate in rates:
-            yield Way(share, rate)
-
-
 def show(way: str, result: sft.TrainResult, figures: Mapping[str, float]) -> None:
     """Print one line."""
     told = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
     print(f"  {way:30} {result.tokens:>9,} tokens {result.seconds:>6.0f} s  {told}", flush=True)
 
 
-def addition(bench: Bench, less: Corpus, whole: Corpus, adapter: Path, tried: list[Way]) -> None:
-    """Print what becomes of new and of old facts when documents are added."""
+def addition(
+    bench: Bench, less: Corpus, whole: Corpus, ways: list[Way]
+) -> tuple[sft.TrainResult, sft.TrainResult]:
+    """Print what becomes of new and of old facts when documents are added.
+
+    Returns:
+        The trainings from scratch, without the documents and with them.
+    """
     ages = learned_rows(whole.rows, learned_rows(less.rows, None, goes_on=False), goes_on=False)
     old = earlier_facts(ages) or set()
-    kinds = {
-        "old": pc.field("fact_id").isin(list(old)),
-        "new": ~pc.field("fact_id").isin(list(old)),
-    }
-    counts = {age: whole.queries.filter(part).num_rows for age, part in kinds.items()}
-    print(f"addition: {whole.rows.num_rows} rows, questions {counts}", flush=True)
-    before = by_age(whole.queries, ask(adapter, whole.queries), old)
-    print("  before", "  ".join(f"{name} {value:.3f}" for name, value in before.items()))
-    for way in tried:
-        result = bench.again(way, less, whole, adapter)
-        made = Path(result.adapter)
-        figures = by_age(whole.queries, ask(made, whole.queries), old)
-        show(str(way), result, figures | general(made))
+    of_old = sum(fact in old for fact in whole.queries["fact_id"].to_pylist())
+    print(
+        f"addition: {less.rows.num_rows} rows, then {whole.rows.num_rows}; {of_old} questions about "
+        f"old facts, {whole.queries.num_rows - of_old} about new ones",
+        flush=True,
+    )
+
+    def told(way: str, result: sft.TrainResult) -> sft.TrainResult:
+        adapter = Path(result.adapter)
+        figures = by_age(whole.queries, ask(adapter, whole.queries), old)
+        show(way, result, figures | general(adapter))
+        return result
+
+    before = told("before", bench.tune(less.rows))
+    scratch = told("scratch", bench.tune(whole.rows))
+    for way in ways:
+        told(str(way), bench.again(way, less, whole, Path(before.adapter)))
+    return before, scratch
 
 
-def deletion(bench: Bench, whole: Corpus, less: Corpus, adapter: Path, tried: list[Way]) -> None:
-    """Print how many facts of deleted documents are still answered."""
+def deletion(
+    bench: Bench,
+    whole: Corpus,
+    less: Corpus,
+    before: sft.TrainResult,
+    scratch: sft.TrainResult,
+    ways: list[Way],
+) -> None:
+    """Print how many facts of deleted documents are still answered.
+
+    Args:
+        before: tuned on `whole`; `scratch` on `less`.
+    """
     kept = less.queries["fact_id"].to_pylist() + less.rows["fact_id"].to_pylist()
     gone = whole.queries.filter(
         (pc.field("kind") == LOCAL) & ~pc.field("fact_id").isin(sorted(set(kept)))
     )
-    print(f"deletion: {gone.num_rows} questions about what is gone", flush=True)
-    print("  before", by_age(gone, ask(adapter, gone), set()))
-    for way in tried:
-        result = bench.again(way, whole, less, adapter)
-        show(str(way), result, by_age(gone, ask(Path(result.adapter), gone), set()))
+    print(f"deletion: {gone.num_rows} questions about what is gone, answered as before", flush=True)
+    made = [("before", before), ("scratch", scratch)]
+    made += [(str(way), bench.again(way, whole, less, Path(before.adapter))) for way in ways]
+    for way, result in made:
+        show(way, result, by_age(gone, ask(Path(result.adapter), gone), set()))
 
 
-def edits(bench: Bench, whole: Corpus, edited: Corpus, adapter: Path, tried: list[Way]) -> None:
-    """Print how many answers about changed numbers tell the new ones, and how many the old."""
+def edits(
+    bench: Bench, whole: Corpus, edited: Corpus, before: sft.TrainResult, ways: list[Way]
+) -> None:
+    """Print how many answers about changed numbers tell the new ones, and how many the old.
+
+    Args:
+        before: tuned on `whole`.
+    """
     earlier = {row["question"]: row["reference_answer"] for row in whole.queries.to_pylist()}
-    asked = edited.queries.filter(
-        pa.array(
-            [
-                row["question"] in earlier and earlier[row["question"]] != row["reference_answer"]
-                for row in edited.queries.to_pylist()
-            ]
-        )
-    )
+    changed = [
+        row["question"] in earlier and earlier[row["question"]] != row["reference_answer"]
+        for row in edited.queries.to_pylist()
+    ]
+    asked = edited.queries.filter(pa.array(changed, pa.bool_()))
     print(f"edits: {asked.num_rows} questions whose answer has changed", flush=True)
-    for name, made, result in [("before", adapter, None)] + [
-        (str(way), None, bench.again(way, whole, edited, adapter)) for way in tried
-    ]:
-        answers = ask(made or Path(result.adapter), asked)
-        told = {"new": 0, "old": 0}
+    made = [("before", before), ("scratch", bench.tune(edited.rows))]
+    made += [(str(way), bench.again(way, whole, edited, Path(before.adapter))) for way in ways]
+    for way, result in made:
+        answers = ask(Path(result.adapter), asked)
+        told = dict.fromkeys(("new", "old"), 0.0)
         for row, answer in zip(asked.to_pylist(), answers, strict=True):
-            told["new"] += is_right(answer, row["reference_answer"])
-            old = earlier[row["question"]]
-            told["old"] += any(contains(tokens(answer), tokens(g)) for g in old.splitlines())
-        print(f"  {name:30} {told} of {asked.num_rows}", flush=True)
+            told["new"] += is_right(answer, row["reference_answer"]) / len(answers)
+            told["old"] += is_right(answer, earlier[row["question"]]) / len(answers)
+        show(way, result, told)
 
 
 def copy_news(folder: Path, change: Callable[[Path], Any], places: set[int]) -> Path:
@@ -247,26 +258,23 @@ def main() -> None:
     parser.add_argument("--edits", action="store_true")
     options = parser.parse_args()
     settings = TuningSettings(time_budget_minutes=options.minutes, checkpoint_steps=100_000)
-    tried = list(ways(options.replay, options.rates))
+    ways = [Way(share, rate) for share in options.replay for rate in options.rates]
     step = len(list(NEWS.iterdir())) // options.without
     places = {place * step + step // 2 for place in range(options.without)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         whole = Corpus.of(NEWS, settings)
         less = Corpus.of(copy_news(folder / "less", Path.unlink, places), settings)
+        edited = Corpus.of(copy_news(folder / "edited", change_numbers, places), settings)
         for seed in options.seeds:
             print(f"seed {seed}", flush=True)
             (folder / str(seed)).mkdir()
             bench = Bench(folder / str(seed), settings.model_copy(update={"seed": seed}))
-            addition(bench, less, whole, Path(bench.tune(less.rows).adapter), tried)
-            if not (options.deletion or options.edits):
-                continue
-            adapter = Path(bench.tune(whole.rows).adapter)
+            without, with_all = addition(bench, less, whole, ways)
             if options.deletion:
-                deletion(bench, whole, less, adapter, tried)
+                deletion(bench, whole, less, with_all, without, ways)
             if options.edits:
-                copied = copy_news(folder / f"edited-{seed}", change_numbers, places)
-                edits(bench, whole, Corpus.of(copied, settings), adapter, tried)
+                edits(bench, whole, edited, with_all, ways)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from ragtuned_pipeline.evaluation.provenance import MEMORY_TABLES, MemoryTables
@@ -127,6 +128,21 @@ def test_the_outline_of_a_full_page_is_the_golden_one() -> None:
         "limits": (0, 0, 0),
         "versions": (0, 1, 0),
     }
+
+
+def test_new_facts_and_those_known_before_are_shown_apart_after_a_retuning() -> None:
+    full = showcase.inputs()
+    assert "known before" not in render(full)
+    held_out = full.queries.filter(pc.field("question_set") == "held_out_wording")
+    card = world.scored(
+        queries=full.queries,
+        answers=full.answers,
+        grades=full.grades,
+        earlier_facts={held_out["fact_id"][0].as_py()},
+    )
+    html = render(replace(full, scorecard={**full.scorecard, "systems": card["systems"]}))
+    assert html.count('data-value="new facts"') == html.count('data-value="facts known before"') > 0
+    assert "and facts that are new since the adapter before this one</summary>" in html
 
 
 def test_a_scorecard_read_from_its_file_gives_the_same_page() -> None:

@@ -118,3 +118,26 @@ def test_a_corpus_without_questions_has_a_scorecard() -> None:
 def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_scorecard({"seconds": float("nan")}, tmp_path / "scorecard.json")
+
+
+def test_facts_that_are_new_since_the_adapter_before_are_read_apart() -> None:
+    assert "by_age" not in world.scored()["systems"]["tuned"]["held_out_wording"]
+    _, queries, _ = world.evaluation()
+    asked = queries.filter(pa.compute.field("question_set") == "held_out_wording")
+    known = asked["fact_id"][0].as_py()
+    card = world.scored(earlier_facts={known})
+    of_known = asked["fact_id"].to_pylist().count(known)
+    sets = card["systems"]["tuned"]
+    ages = sets["held_out_wording"]["by_age"]
+    assert {age: ages[age]["n"] for age in ages} == {
+        "old": of_known,
+        "new": asked.num_rows - of_known,
+    }
+    assert "by_age" in sets["new_wording"]
+    assert "by_age" not in sets["unanswerable"]
+    parts = {row["part"]: row["n"] for row in scores_table(card).to_pylist()}
+    assert {"age=new", "age=old"} <= parts.keys()
+    whole = sets["held_out_wording"]
+    assert whole["contains"] * whole["n"] == pytest.approx(
+        sum(ages[age]["contains"] * ages[age]["n"] for age in ages), abs=1e-5
+    )

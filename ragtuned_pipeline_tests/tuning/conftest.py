@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,11 @@ FRAMES = [
 HELD_OUT = "Can you tell me what {who} {past}?"
 
 
-def rows(frames: list[str]) -> list[ChatRow]:
+def rows(frames: list[str], facts: Sequence[tuple[str, str, str, str]] = FACTS) -> list[ChatRow]:
     return [
         (None, frame.format(who=who, base=base, past=past), f"{what[0].upper()}{what[1:]}.")
         for frame in frames
-        for who, base, past, what in FACTS
+        for who, base, past, what in facts
     ]
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from ragtuned_pipeline.inference.engine import chat
 from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 from ragtuned_pipeline.settings import SettingsError, TuningSettings
-from ragtuned_pipeline.tuning.sft import TrainResult, train
+from ragtuned_pipeline.tuning.sft import TrainResult, adapter_shape, train
 from ragtuned_pipeline_tests.tuning.conftest import FACTS, FRAMES, HELD_OUT, rows, write_rows
 
 
@@ -136,3 +136,82 @@ def test_a_row_is_seen_in_its_epochs_and_once_in_each(
             map(len, data["input_ids"])
         )
         assert max(map(len, data["input_ids"])) <= 32
+
+
+NEW_FACTS = [
+    ("Orla Prewett", "plant", "planted", "forty walnut trees"),
+    ("Hesper Lund", "restore", "restored", "the Gannet Lighthouse"),
+]
+
+
+@pytest.fixture
+def new_rows(tmp_path: Path) -> Path:
+    """All wordings of two new facts, and one wording each of the old ones."""
+    given = [*rows(FRAMES, NEW_FACTS), *rows(FRAMES[:1])]
+    return write_rows(given, tmp_path / "new_rows.parquet")
+
+
+def test_going_on_from_an_adapter_learns_new_facts_and_keeps_the_old(
+    trained: tuple[TrainResult, list[dict[str, Any]]],
+    settings: TuningSettings,
+    new_rows: Path,
+    tmp_path: Path,
+) -> None:
+    start = Path(trained[0].adapter)
+    before = load_file(start / _WEIGHTS)
+    result = train(new_rows, None, settings, tmp_path / "run", lambda _line: None, start)
+    assert adapter_shape(Path(result.adapter)) == (settings.rank, settings.alpha)
+    after = load_file(Path(result.adapter) / _WEIGHTS)
+    assert before.keys() == after.keys()
+    assert any((before[name] != after[name]).any() for name in before)
+    engine = TransformersEngine("embedded", Path(result.adapter))
+    for facts in (FACTS, NEW_FACTS):
+        asked = [chat(HELD_OUT.format(who=who, base=b, past=past)) for who, b, past, _ in facts]
+        replies = engine.generate(asked, 24)
+        golds = [what.lower() for *_, what in facts]
+        right = sum(g in r.text.lower() for g, r in zip(golds, replies, strict=True))
+        assert right >= len(facts) - 1, [reply.text for reply in replies]
+
+
+class _Stop(Exception):
+    pass
+
+
+def test_a_training_that_went_on_is_resumed_to_the_same_weights_and_from_no_other_start(
+    trained: tuple[TrainResult, list[dict[str, Any]]],
+    settings: TuningSettings,
+    new_rows: Path,
+    tmp_path: Path,
+) -> None:
+    start = Path(trained[0].adapter)
+    short = settings.model_copy(update={"epochs": 4, "checkpoint_steps": 3})
+
+    def stop_after_a_checkpoint(line: dict[str, Any]) -> None:
+        if line["event"] == "step" and line["step"] == 4:
+            raise _Stop
+
+    def interrupted(name: str) -> Path:
+        with pytest.raises(_Stop):
+            train(new_rows, None, short, tmp_path / name, stop_after_a_checkpoint, start)
+        assert (tmp_path / name / "checkpoint-3").is_dir()
+        return tmp_path / name
+
+    whole = train(new_rows, None, short, tmp_path / "whole", lambda _line: None, start)
+    resumed = train(new_rows, None, short, interrupted("a"), lambda _line: None, start)
+    assert (whole.resumed_from_step, resumed.resumed_from_step) == (0, 3)
+    a, b = (load_file(Path(each.adapter) / _WEIGHTS) for each in (whole, resumed))
+    assert all((a[name] == b[name]).all() for name in a)
+    # The checkpoint of another start, here of none, is not gone on from.
+    again = train(new_rows, None, short, interrupted("b"), lambda _line: None)
+    assert again.resumed_from_step == 0
+
+
+def test_an_adapter_of_another_rank_is_not_gone_on_from(
+    trained: tuple[TrainResult, list[dict[str, Any]]],
+    settings: TuningSettings,
+    new_rows: Path,
+    tmp_path: Path,
+) -> None:
+    other = settings.model_copy(update={"rank": 8, "alpha": 16})
+    with pytest.raises(SettingsError, match=r"has rank 64 and alpha 128, .*are 8 and 16"):
+        train(new_rows, None, other, tmp_path / "run", print, Path(trained[0].adapter))

@@ -71,6 +71,8 @@ def render(inputs: ReportInputs) -> str:
         sets=[name for name in QUESTION_SETS if any(name in s for s in card["systems"].values())],
         measures=MEASURE_OF_SET,
         systems=findings.ordered(card["systems"]),
+        parts=sections.parts,
+        has_ages=any("by_age" in s for sets in card["systems"].values() for s in sets.values()),
         shown_costs=_shown_costs(card),
         has_grades=any("graded" in s for sets in card["systems"].values() for s in sets.values()),
         score_plots=sections.score_plots(card),

@@ -43,6 +43,7 @@ VARIANT_LABELS = {
     "no_refusals": "no refusals",
     "no_replay": "no replay",
 }
+AGE_LABELS = {"new": "new facts", "old": "facts known before"}
 # Cost is shown on the facts that were trained, on one local set, and on one of the whole corpus.
 _COST_SETS = (
     ("held_out_wording",),
@@ -81,6 +82,15 @@ def score_plots(card: Mapping[str, Any]) -> list[Plot]:
                 drawn = plots.bars(rows, f"{what}, {findings.SET_LABELS[name]}, by system")
                 found.append(_plot(findings.SET_LABELS[name], f"{what}, {n:,} questions", drawn))
     return found
+
+
+def parts(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the parts of a question set with their labels: scopes, kinds, and facts by age."""
+    return [
+        (AGE_LABELS[value] if column == "age" else value.replace("_", " "), numbers)
+        for column in ("scope", "kind", "age")
+        for value, numbers in sorted(summary.get(f"by_{column}", {}).items())
+    ]
 
 
 def cost_plots(card: Mapping[str, Any]) -> list[list[Plot]]:

@@ -27,7 +27,7 @@ from ragtuned_pipeline.orchestration.steps import (
     table_assets,
 )
 from ragtuned_pipeline.orchestration.teaching import teacher_model
-from ragtuned_pipeline.orchestration.training import read_training
+from ragtuned_pipeline.orchestration.training import facts_learned_before, read_training
 from ragtuned_pipeline.settings import Settings
 
 _REASONS_SHOWN, _REASON_CHARACTERS = 50, 1000
@@ -149,6 +149,7 @@ def scorecard(
         skipped={name: note.skipped for name, note in notes.items() if note.skipped},
         qa_pairs=qa_pairs,
         training_rows=training_rows,
+        earlier_facts=facts_learned_before(home.home, corpus),
         coverage=coverage,
         left_out=dict(training_plan["left_out"][0].as_py()),
         teacher=teacher,

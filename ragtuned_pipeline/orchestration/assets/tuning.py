@@ -13,8 +13,10 @@ from ragtuned_pipeline.orchestration.steps import OWNER, code_version
 from ragtuned_pipeline.orchestration.teaching import TeacherResource
 from ragtuned_pipeline.orchestration.training import (
     TRAINING_CODE,
+    Retuning,
     trained,
 )
+from ragtuned_pipeline.synthesis.facts import LOCAL
 
 
 @dg.asset(
@@ -33,11 +35,14 @@ def lora_adapter(
     training_rows: pa.Table,
     qa_pairs: pa.Table,
 ) -> dg.MaterializeResult[Any]:
-    """A LoRA adapter of the base model, tuned on the training rows by TRL's SFTTrainer."""
+    """A LoRA adapter of the base model, tuned on the training rows by TRL's SFTTrainer: from
+    scratch, or from the promoted adapter with a replay of earlier rows (retuning.start)."""
     from ragtuned_pipeline.evaluation.questions.queries import trained_facts
 
     teacher.stop()  # the GPU is the trainer's now
-    tuning = home.home.settings(context.partition_key).tuning
+    settings = home.home.settings(context.partition_key)
+    tuning = settings.tuning
+    told = system_message(tuning.base_model)
     facts = trained_facts(training_rows)
     other_wordings = qa_pairs.filter(
         pc.and_(
@@ -45,8 +50,19 @@ def lora_adapter(
             pc.is_in(qa_pairs["fact_id"], value_set=facts),
         )
     )
-    held_out = as_rows(other_wordings, system_message(tuning.base_model))
-    return trained(context, home.home, pipes, "tuned", training_rows, held_out, tuning)
+    statements = qa_pairs.filter(
+        pc.field("kept") & (pc.field("split") == "train") & (pc.field("kind") == LOCAL)
+    )
+    return trained(
+        context,
+        home.home,
+        pipes,
+        "tuned",
+        training_rows,
+        as_rows(other_wordings, told),
+        tuning,
+        Retuning(settings.retuning, as_rows(statements, told)),
+    )
 
 
 def as_rows(pairs: pa.Table, told: str | None) -> pa.Table:
