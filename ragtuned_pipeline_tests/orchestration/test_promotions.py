@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -189,7 +190,9 @@ def test_an_adapter_that_answers_stays_and_its_numbers_are_those_of_its_last_eva
     assert len(corpus.history()) == 1
     assert promotions.kept_numbers(corpus.home, CORPUS)[adapter].share("held_out_wording") == 0.75
     corpus.judge(adapter, right=0, loss=4.0)
-    assert corpus.run() == "unchanged", "it answers; there is nothing to promote"
+    outcome = promote_trained(corpus.home, CORPUS, "run-2")
+    assert outcome.what == "unchanged", "it answers; there is nothing to promote"
+    assert [each.against for each in outcome.verdict.refusals] == ["base"], "not with itself"
 
 
 def test_a_scorecard_of_another_adapter_or_other_questions_decides_nothing(corpus: Corpus) -> None:
@@ -393,20 +396,20 @@ def test_a_reader_sees_the_old_adapter_or_the_new_one(corpus: Corpus) -> None:
     names = [corpus.store(1), corpus.store(2)]
     adapters = corpus.home.adapters
     adapter_store.promote(adapters, CORPUS, names[0])
-    seen: list[str] = []
     done = threading.Event()
 
-    def read() -> None:
+    def read() -> set[str]:
+        seen = set()
         while not done.is_set():
-            seen.append(adapter_store.current(adapters, CORPUS, EMBEDDED_MODEL).name)
+            seen.add(adapter_store.current(adapters, CORPUS, EMBEDDED_MODEL).name)
+        return seen
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    for turn in range(400):
-        adapter_store.promote(adapters, CORPUS, names[turn % 2])
-    done.set()
-    reader.join()
-    assert set(seen) <= set(names)
+    with ThreadPoolExecutor() as readers:
+        reader = readers.submit(read)
+        for turn in range(400):
+            adapter_store.promote(adapters, CORPUS, names[turn % 2])
+        done.set()
+        assert reader.result() == set(names)
 
 
 def test_a_promotion_that_goes_on_is_waited_for(corpus: Corpus) -> None:
