@@ -109,7 +109,9 @@ def stored(adapters: Path, corpus: str) -> list[str]:
 
 
 def delete(adapters: Path, corpus: str, content: str) -> None:
-    """Delete a stored adapter; half of one is never seen under its name.
+    """Delete a stored adapter and the files beside it that bear its name (<content hash>.*).
+
+    Half of one is never seen under its name.
 
     Raises:
         AdapterError: it is the promoted one.
@@ -119,6 +121,8 @@ def delete(adapters: Path, corpus: str, content: str) -> None:
     folder = adapters / corpus / content
     leaving = folder.with_name(f".{content}.{os.getpid()}.tmp")
     folder.rename(leaving)
+    for file in folder.parent.glob(f"{content}.*"):
+        file.unlink()
     shutil.rmtree(leaving)
 
 

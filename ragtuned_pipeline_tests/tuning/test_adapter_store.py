@@ -74,13 +74,20 @@ def test_stored_adapters_are_listed_and_deleted_but_not_the_promoted_one(tmp_pat
     two = store(adapter(tmp_path / "b", 2.0), tmp_path, "news", "embedded")
     promote(tmp_path, "news", one)
     (tmp_path / "news" / ".half.tmp").mkdir()
+    for name in (one, two):
+        (tmp_path / "news" / f"{name}.rows.parquet").touch()
     assert stored(tmp_path, "news") == sorted([one, two]), "the link and what is half made apart"
     assert promoted(tmp_path, "news") == one
     with pytest.raises(AdapterError, match="it is not deleted"):
         delete(tmp_path, "news", one)
     delete(tmp_path, "news", two)
     assert stored(tmp_path, "news") == [one]
-    assert {file.name for file in (tmp_path / "news").iterdir()} == {one, "current", ".half.tmp"}
+    assert {file.name for file in (tmp_path / "news").iterdir()} == {
+        one,
+        f"{one}.rows.parquet",
+        "current",
+        ".half.tmp",
+    }
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
