@@ -89,7 +89,7 @@ class TextUnit:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence of the corpus, word for word: `text` is document.text[start:end].
+    """A sentence of the corpus as it is written: `text` is document.text[start:end], line ends too.
 
     `states` tells whether an answer of the fact holds it, or a relationship was read from it; else
     it is the sentence nearest to the answer in the fact's text units.
@@ -334,12 +334,16 @@ class Tracer:
         return () if place is None else (self._sentence(within[place], states=False),)
 
     def _stands(self, line: Mapping[str, Any]) -> bool:
-        text = self._texts.get(line["document_id"], "")
-        return bool(text[line["start"] : line["end"]] == line["sentence"])
+        """Whether the line is still there: coverage has it on one line, the document as written."""
+        return normalised(self._written(line)) == normalised(line["sentence"])
+
+    def _written(self, line: Mapping[str, Any]) -> str:
+        text: str = self._texts.get(line["document_id"], "")
+        return text[line["start"] : line["end"]]
 
     def _sentence(self, line: Mapping[str, Any], *, states: bool) -> Sentence:
         document = self._documents[line["document_id"]]
-        return Sentence(line["sentence"], document, line["start"], line["end"], states)
+        return Sentence(self._written(line), document, line["start"], line["end"], states)
 
 
 def closest(sentences: Iterable[str], wanted: str, gold: str) -> int | None:

@@ -59,7 +59,8 @@ def _add_fact(tree: Tree, fact: FactSource) -> None:
             f"characters {sentence.start:,}–{sentence.end:,}"
         )
         note = "stated in" if sentence.states else "nearest sentence of its text units, in"
-        branch.add(_plain(f"{note} {where}", "dim")).add(_plain(_cut(sentence.text)))
+        told = branch.add(_plain(f"{note} {where}", "dim"))
+        told.add(_plain(_cut(" ".join(sentence.text.split()))))
     if len(fact.sentences) > _SENTENCES:
         branch.add(_plain(f"and {len(fact.sentences) - _SENTENCES} more sentences", "dim"))
     for line in _links(fact):

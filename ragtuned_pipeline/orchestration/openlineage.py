@@ -85,11 +85,11 @@ def lineage_events(home: Home, corpus: str) -> list[dict[str, Any]]:
             made = next((record for record in records[asset] if record.run), None)
             if made is not None:
                 outputs[made.run, made.step][asset] = made
-        if not outputs:
-            raise NothingRecorded(
-                f"Dagster has recorded no run of corpus {corpus!r}; run `ragtuned run` first"
-            )
         steps = _steps(instance, corpus, outputs.keys())
+    if not steps:
+        raise NothingRecorded(
+            f"Dagster has recorded no run of corpus {corpus!r}; run `ragtuned run` first"
+        )
     told = _Told(f"ragtuned://{quote(home.folder.name)}", corpus, graph)
     events = []
     for step in steps:
