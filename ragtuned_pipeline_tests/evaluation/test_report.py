@@ -293,6 +293,45 @@ def test_numbers_and_reasons_are_on_the_page() -> None:
         assert text in html, text
 
 
+def test_a_case_leads_from_its_answer_to_row_fact_sentence_document_and_run() -> None:
+    card = world.scored(versions={"adapter": "adapter-1", "data training_rows": "rows-1"})
+    html = render(inputs(scorecard=card))
+    cases = html[html.index('<section id="cases">') : html.index('<section id="control">')]
+    sentence, question, gold = world.FACTS["fact-3"]
+    [case] = [
+        each.split("</article>")[0]
+        for each in cases.split("<article")
+        if question in each.split("</p>")[0]
+    ][:1]
+    lineage = case[case.index("Where the answer comes from") :]
+    steps = [
+        "the corpus, on the question",
+        f"{question} (wording",
+        "a training row of this fact; similarity",
+        f"<b>The fact asked for</b>: {gold}",
+        sentence,
+        "quell.txt",
+        "characters 0–",
+        "adapter-1",
+        "rows-1",
+        "run-1",
+    ]
+    places = [lineage.index(step) for step in steps[:4]]
+    for step in steps[4:]:
+        places.append(lineage.index(step, places[-1]))
+    assert places == sorted(places)
+
+
+def test_a_case_says_so_where_no_training_row_is_near() -> None:
+    _, _, answers = world.evaluation()
+    lost = [row | {"answer": "Nobody of that name."} for row in answers.to_pylist()]
+    html = render(inputs(answers=table("answers", lost)))
+    notice = "No training row that states something is near to question and answer: the nearest"
+    assert html.count(notice) == html.count("<article") > 0
+    usual = render(inputs())
+    assert usual.count(notice) < usual.count("<article")
+
+
 def test_a_bare_run_still_has_a_page() -> None:
     nothing, nobody = table("queries", []), table("answers", [])
     card = world.scored(
