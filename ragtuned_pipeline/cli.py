@@ -355,7 +355,8 @@ def _overrides(assignments: list[str], profile: str | None) -> dict[str, Any]:
 def _run_and_show(place: Home, corpus: str, groups: tuple[str, ...] | None, as_json: bool) -> None:
     from ragtuned_pipeline.orchestration.assets.ablation import idle_steps
     from ragtuned_pipeline.orchestration.display import show_progress, show_results
-    from ragtuned_pipeline.orchestration.runs import RunFailed, run_assets
+    from ragtuned_pipeline.orchestration.locks import RunFailed
+    from ragtuned_pipeline.orchestration.runs import run_assets
     from ragtuned_pipeline.orchestration.status import corpus_status
 
     try:
@@ -376,8 +377,8 @@ def _run_and_show(place: Home, corpus: str, groups: tuple[str, ...] | None, as_j
 @contextmanager
 def _deciding(place: Home, corpus: str) -> Iterator[None]:
     """Keep runs of the corpus out while a person decides which adapter answers."""
+    from ragtuned_pipeline.orchestration.locks import RunFailed, alone
     from ragtuned_pipeline.orchestration.promotion_history import PromotionError
-    from ragtuned_pipeline.orchestration.runs import RunFailed, alone
     from ragtuned_pipeline.tuning.adapter_store import AdapterError
 
     try:

@@ -16,36 +16,43 @@ from ragtuned_pipeline.orchestration.assets import (
     tuning,
 )
 from ragtuned_pipeline.orchestration.automation import (
+    automation_sensor,
     build_memory,
     corpora_sensor,
     full_evaluation,
     nightly,
+    with_automation,
 )
 from ragtuned_pipeline.orchestration.resources import HomeResource, parquet_io_manager
 from ragtuned_pipeline.orchestration.teaching import TeacherResource
+from ragtuned_pipeline.settings import home_folder, load_settings
+
+_automation = load_settings(home_folder()).automation
 
 defs = dg.Definitions(
     assets=[
         corpus.corpus_folder,
-        *dg.load_assets_from_modules(
-            [
-                corpus,
-                planning,
-                graph,
-                synthesis,
-                tuning,
-                questions,
-                answers,
-                judging,
-                ablation,
-                evaluation,
-                promotion,
-            ]
+        *with_automation(
+            dg.load_assets_from_modules(
+                [
+                    corpus,
+                    planning,
+                    graph,
+                    synthesis,
+                    tuning,
+                    questions,
+                    answers,
+                    judging,
+                    ablation,
+                    evaluation,
+                    promotion,
+                ]
+            )
         ),
     ],
     jobs=[build_memory, full_evaluation],
-    sensors=[corpora_sensor],
-    schedules=[nightly],
+    sensors=[corpora_sensor(_automation), automation_sensor(_automation)],
+    schedules=nightly(_automation),
     resources={
         "home": HomeResource(),
         "teacher": TeacherResource(),

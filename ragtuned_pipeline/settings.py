@@ -255,7 +255,7 @@ class ChecksSettings(_Section):
     min_gain_over_base: float = Field(0.05, ge=0)  # in contains-gold on held-out wordings
     # How far a share may fall below that of the promoted adapter, on the questions both were asked.
     max_drop: float = Field(0.05, ge=0, le=1)
-    max_probe_rise: float = Field(0.5, ge=0)  # nats a token on general text, above the promoted one
+    max_probe_rise: float = Field(1.0, ge=0)  # nats a token on general text, above the promoted one
 
 
 class RetuningSettings(_Section):

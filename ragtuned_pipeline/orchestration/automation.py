@@ -1,23 +1,35 @@
-"""What starts by itself: the job, the folder sensor, the nightly schedule.
+"""What starts by itself: a run for whatever a change reaches, and the nightly run.
 
-Each step keeps its result while nothing it depends on has changed (steps.run_step), so a run of
-the whole job redoes only what a change reaches.
+The folder sensor reports what has changed; the condition `on_data_change` says which assets that
+reaches, and the automation sensor starts one run of them. Each step of the run keeps its result
+while nothing it depends on has changed (steps.run_step), so equal data stops the wave.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import time
-from pathlib import Path
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from ragtuned_pipeline.orchestration.folder_versions import (
+    folder_status,
+    folder_version,
+    report_event,
+    reported_version,
+)
+from ragtuned_pipeline.orchestration.home import CorpusMissing
 from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.settings import SettingsError, check_corpus_name
 
-QUIET_SECONDS = 10.0  # a folder that changed more recently may still be being copied
+if TYPE_CHECKING:
+    from ragtuned_pipeline.settings import AutomationSettings
+
+_PARTITION = "dagster/partition"
+_SECONDS_BETWEEN_LOOKS = 15
+_ENDED_WELL = dg.DagsterRunStatus.SUCCESS
 
 # One process: starting one for each step costs five times the steps' own time, and training has
 # its own process anyway.
@@ -37,65 +49,142 @@ full_evaluation = dg.define_asset_job(
     description="Asks and judges every system again, the adapters of the ablation among them.",
 )
 
+_AC = dg.AutomationCondition
+_ASKED_FOR = dg.AssetSelection.groups("ablation")  # hours of tuning: by hand only
 
-def folder_state(folder: Path) -> tuple[str, float]:
-    """Return a hash of every file's name, size and modification time, and the latest such time."""
-    digest, latest = hashlib.blake2b(digest_size=16), folder.stat().st_mtime
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and not any(p.startswith(".") for p in file.relative_to(folder).parts):
-            stat = file.stat()
-            latest = max(latest, stat.st_mtime)
-            line = f"{file.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest(), latest
+# An asset is made again where it is missing, where its code has changed, or where something that it
+# depends on has other content or is being made again in the same run. A run that was to make both
+# does not count: where it failed, it would fail again (the nightly run and the next change try it).
+on_data_change = (
+    (
+        _AC.missing().newly_true()
+        | _AC.code_version_changed()
+        | _AC.any_deps_match(
+            (_AC.data_version_changed() & ~_AC.executed_with_root_target())
+            | _AC.will_be_requested()
+        ).ignore(_ASKED_FOR)
+    )
+    # Not Dagster's since_last_handled: it takes what is missing at its first look as handled, and a
+    # folder that was there before the daemon would wait for ever.
+    .since(_AC.newly_requested() | _AC.newly_updated())
+    & ~_AC.any_deps_missing().ignore(_ASKED_FOR)
+    & ~_AC.any_deps_in_progress().ignore(_ASKED_FOR)
+    & ~_AC.in_progress()
+).with_label("on_data_change")
 
 
-@dg.sensor(
-    job=build_memory,
-    minimum_interval_seconds=30,
-    description="Starts a run for a new folder below <home>/corpora and for one that changed.",
-)
-def corpora_sensor(
-    context: dg.SensorEvaluationContext, home: HomeResource
-) -> dg.SensorResult | dg.SkipReason:
-    """The cursor holds, for each corpus, the state last seen and how often it has changed."""
-    seen: dict[str, list[str | int]] = json.loads(context.cursor or "{}")
-    known = set(context.instance.get_dynamic_partitions(corpora.name or ""))
-    requests, added, waiting = [], [], []
-    for name in home.home.names():
-        try:
-            check_corpus_name(name)
-        except SettingsError as error:
-            context.log.warning(str(error))
-            continue
-        state, latest = folder_state(home.home.corpora / name)
-        before, generation = seen.get(name, ["", 0])
-        if state == before:
-            continue
-        if time.time() - latest < QUIET_SECONDS:
-            waiting.append(name)
-            continue
-        if name not in known:
-            added.append(name)
-        # The generation makes A -> B -> A three different runs.
-        number = int(generation) + 1
-        seen[name] = [state, number]
-        requests.append(dg.RunRequest(run_key=f"{name}:{number}:{state}", partition_key=name))
-    if not requests:
-        waits = f"waiting until quiet: {', '.join(waiting)}" if waiting else "no folder has changed"
-        return dg.SkipReason(waits)
-    return dg.SensorResult(
-        run_requests=requests,
-        cursor=json.dumps(seen, sort_keys=True),
-        dynamic_partitions_requests=[corpora.build_add_request(added)] if added else [],
+def with_automation(assets: Iterable[Any]) -> list[Any]:
+    """Return the assets with their condition: all but the ablation (`ragtuned evaluate --full`)."""
+
+    def conditioned(spec: dg.AssetSpec) -> dg.AssetSpec:
+        if spec.group_name == "ablation":
+            return spec
+        return spec.replace_attributes(automation_condition=on_data_change)
+
+    return [each.map_asset_specs(conditioned) for each in assets]
+
+
+def automation_sensor(settings: AutomationSettings) -> dg.AutomationConditionSensorDefinition:
+    """The sensor that starts the runs which `on_data_change` asks for."""
+    return dg.AutomationConditionSensorDefinition(
+        "automation",
+        target=dg.AssetSelection.all(),
+        default_status=_status(settings.watch),
+        minimum_interval_seconds=_SECONDS_BETWEEN_LOOKS,
+        description="Starts a run of what a change reaches; setting automation.watch.",
     )
 
 
-@dg.schedule(
-    job=build_memory,
-    cron_schedule="0 3 * * *",
-    description="Every night, brings each corpus up to date; an unchanged one costs seconds.",
-)
-def nightly(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
-    keys = context.instance.get_dynamic_partitions(corpora.name or "")
-    return [dg.RunRequest(partition_key=key) for key in sorted(keys)]
+def corpora_sensor(settings: AutomationSettings) -> dg.SensorDefinition:
+    """The sensor that reports new and changed folders below <home>/corpora."""
+
+    @dg.sensor(
+        name="corpora_sensor",
+        default_status=_status(settings.watch),
+        minimum_interval_seconds=_SECONDS_BETWEEN_LOOKS,
+        description="Reports new and changed corpora, once they are quiet; automation.watch.",
+    )
+    def look(
+        context: dg.SensorEvaluationContext, home: HomeResource
+    ) -> dg.SensorResult | dg.SkipReason:
+        """The cursor holds for each corpus the status that was reported and the one last seen."""
+        seen: dict[str, list[str]] = json.loads(context.cursor or "{}")
+        known = set(context.instance.get_dynamic_partitions(corpora.name or ""))
+        waiting: list[str] = []
+        changed: dict[str, str] = {}
+        for name in home.home.names():
+            reported, last = seen.get(name, ["", ""])
+            try:
+                check_corpus_name(name)
+                status = folder_status(home.home, name)
+                if name in known and status.key == reported:
+                    continue
+                if not status.is_quiet(settings.quiet_seconds, last):
+                    waiting.append(name)
+                    seen[name] = [reported, status.key]
+                    continue
+                version = folder_version(home.home, name)
+            except (CorpusMissing, SettingsError) as error:
+                context.log.warning(str(error))
+                continue
+            seen[name] = [status.key, status.key]
+            if name not in known or version != reported_version(context.instance, name):
+                changed[name] = version
+        added = sorted(changed.keys() - known)
+        why = f"waiting until quiet: {', '.join(waiting)}" if waiting else "no corpus has changed"
+        return dg.SensorResult(
+            skip_reason=None if changed else dg.SkipReason(why),
+            cursor=json.dumps(seen, sort_keys=True),
+            asset_events=[report_event(name, version) for name, version in changed.items()],
+            dynamic_partitions_requests=[corpora.build_add_request(added)] if added else [],
+        )
+
+    return look
+
+
+def nightly(settings: AutomationSettings) -> list[dg.ScheduleDefinition]:
+    """The schedule that brings changed corpora up to date; none where it is switched off."""
+    if not settings.nightly:
+        return []
+
+    @dg.schedule(
+        name="nightly",
+        job=build_memory,
+        cron_schedule=settings.nightly,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Runs the corpora that changed or whose last run failed; automation.nightly.",
+    )
+    def changed(
+        context: dg.ScheduleEvaluationContext, home: HomeResource
+    ) -> list[dg.RunRequest] | dg.SkipReason:
+        stale = []
+        for name in sorted(context.instance.get_dynamic_partitions(corpora.name or "")):
+            try:
+                version = folder_version(home.home, name)
+            except (CorpusMissing, SettingsError) as error:
+                context.log.warning(str(error))
+                continue
+            if version != reported_version(context.instance, name) or _failed(
+                context.instance, name
+            ):
+                stale.append(name)
+        if not stale:
+            return dg.SkipReason("every corpus is up to date")
+        return [dg.RunRequest(partition_key=name) for name in stale]
+
+    return [changed]
+
+
+def _failed(instance: dg.DagsterInstance, corpus: str) -> bool:
+    """Whether the last run of the corpus that has ended did not end well, or there is none."""
+    ended = [
+        dg.DagsterRunStatus.SUCCESS,
+        dg.DagsterRunStatus.FAILURE,
+        dg.DagsterRunStatus.CANCELED,
+    ]
+    runs = instance.get_runs(dg.RunsFilter(tags={_PARTITION: corpus}, statuses=ended), limit=1)
+    return not runs or runs[0].status != _ENDED_WELL
+
+
+def _status(on: bool) -> dg.DefaultSensorStatus:
+    return dg.DefaultSensorStatus.RUNNING if on else dg.DefaultSensorStatus.STOPPED

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import dagster as dg
 
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import ParquetIOManager, TableStore
+from ragtuned_pipeline.orchestration.locks import COMMAND_LINE, wait_alone
 
 
 class HomeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """The home folder; empty means $RAGTUNED_HOME, else ~/.ragtuned."""
+    """The home folder; empty means $RAGTUNED_HOME, else ~/.ragtuned.
+
+    A run holds its corpus's lock as long as it has this resource: a run of the daemon waits for one
+    of the command line, which holds the lock itself and refuses to wait.
+    """
 
     folder: str = ""
 
@@ -20,6 +28,21 @@ class HomeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     @property
     def store(self) -> TableStore:
         return TableStore(self.home.tables)
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[HomeResource]:
+        run = context.run
+        corpus = run.tags.get("dagster/partition") if run else None
+        if corpus is None or (run and COMMAND_LINE.items() <= run.tags.items()):
+            yield self
+            return
+
+        def say_so() -> None:
+            if context.log:
+                context.log.info(f"waiting for another run of corpus {corpus!r} to end")
+
+        with wait_alone(self.home, corpus, say_so):
+            yield self
 
 
 @dg.io_manager(config_schema={"home": dg.Field(str, default_value="")})

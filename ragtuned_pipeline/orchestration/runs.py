@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +15,14 @@ import dagster as dg
 
 import ragtuned_pipeline
 from ragtuned_pipeline.orchestration.home import Home
+from ragtuned_pipeline.orchestration.locks import COMMAND_LINE, RunFailed, alone
 from ragtuned_pipeline.orchestration.partitions import corpora
 
 if TYPE_CHECKING:
     from dagster import DagsterEvent, EventLogEntry
 
 _INSTANCE_FILE = "dagster.yaml"
-_COMMAND_LINE = {"ragtuned/started_by": "command line"}  # tags of the runs of this module
 _UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
-
-
-class RunFailed(RuntimeError):
-    """A run ended early; the message is the reason of the first step that failed."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,7 @@ def run_assets(
             run_id=run_id,
             partition_key=corpus,
             asset_selection=keys,
-            tags=_COMMAND_LINE,
+            tags=COMMAND_LINE,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )
@@ -105,7 +100,7 @@ def end_dead_runs(home: Home, instance: dg.DagsterInstance, corpus: str) -> None
     A killed process cannot give its slot of the pool back, and whoever waits for it would wait for
     ever. Such a run is dead where its corpus's lock is free, or held by the caller (`corpus`).
     """
-    unfinished = instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED, tags=_COMMAND_LINE))
+    unfinished = instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED, tags=COMMAND_LINE))
     for run in unfinished:
         owner = run.tags["dagster/partition"]
         try:
@@ -128,24 +123,6 @@ def _step_count(defs: dg.Definitions, keys: Sequence[dg.AssetKey]) -> int:
     """Assets that one function makes are one step."""
     graph = defs.resolve_asset_graph()
     return len({frozenset(graph.get(key).execution_set_entity_keys) for key in keys})
-
-
-@contextmanager
-def alone(home: Home, corpus: str) -> Iterator[None]:
-    """Hold the corpus's lock; it is freed when the process ends, however it ends.
-
-    Raises:
-        RunFailed: another process holds it.
-    """
-    home.corpora.mkdir(parents=True, exist_ok=True)
-    with (home.corpora / f".{corpus}.lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunFailed(
-                f"another run of corpus {corpus!r} is going on; wait for it to end"
-            ) from None
-        yield
 
 
 def _tell(entry: EventLogEntry, on_event: Callable[[StepEvent], None]) -> None:

@@ -1,17 +1,28 @@
-"""The folder sensor and the schedule, on a real instance."""
+"""The folder sensor, the condition and the schedule, on a real instance."""
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 
 from ragtuned_pipeline.definitions import defs
-from ragtuned_pipeline.orchestration.automation import QUIET_SECONDS, corpora_sensor, nightly
+from ragtuned_pipeline.orchestration.automation import corpora_sensor, nightly
+from ragtuned_pipeline.orchestration.folder_versions import (
+    report_event,
+    report_folder,
+    reported_version,
+)
+from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
+from ragtuned_pipeline.settings import AutomationSettings
+
+QUIET = 0.2  # seconds
+SETTINGS = AutomationSettings(quiet_seconds=QUIET)
+ABLATION = "ablation"
 
 
 @pytest.fixture
@@ -21,74 +32,245 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
         yield made
 
 
-def write(file: Path, text: str, age: float = 2 * QUIET_SECONDS) -> None:
-    """Write a file that looks `age` seconds old, its folder too."""
+def write(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
-    then = time.time() - age
-    for place in (file, file.parent):
-        os.utime(place, (then, then))
 
 
-def tick(
-    instance: dg.DagsterInstance, home: Path, cursor: str | None
-) -> dg.SensorResult | dg.SkipReason:
-    context = dg.build_sensor_context(
-        instance=instance,
-        cursor=cursor,
-        definitions=defs,
-        resources={"home": HomeResource(folder=str(home))},
-    )
-    result = corpora_sensor(context)
-    if isinstance(result, dg.SensorResult):
+class Looking:
+    """The sensor over one home, tick by tick; events are stored as the daemon stores them."""
+
+    def __init__(self, instance: dg.DagsterInstance, home: Path) -> None:
+        self.instance, self.home, self.cursor = instance, home, None
+        self.said = ""
+
+    def tick(self, wait: bool = True) -> list[str]:
+        """Return the corpora that are reported as changed."""
+        if wait:
+            time.sleep(1.5 * QUIET)
+        with dg.build_sensor_context(
+            instance=self.instance,
+            cursor=self.cursor,
+            definitions=defs,
+            resources={"home": HomeResource(folder=str(self.home))},
+        ) as context:
+            result: Any = corpora_sensor(SETTINGS)(context)
+        self.cursor = result.cursor
+        self.said = result.skip_reason.skip_message if result.skip_reason else ""
         for request in result.dynamic_partitions_requests or []:
-            instance.add_dynamic_partitions("corpora", list(request.partition_keys))
-    return result
+            self.instance.add_dynamic_partitions("corpora", list(request.partition_keys))
+        for event in result.asset_events:
+            self.instance.report_runless_asset_event(event)
+        return [event.partition for event in result.asset_events]
 
 
-def requests(result: dg.SensorResult | dg.SkipReason) -> list[str]:
-    return (
-        [] if isinstance(result, dg.SkipReason) else [r.partition_key for r in result.run_requests]
+@pytest.fixture
+def looking(instance: dg.DagsterInstance, tmp_path: Path) -> Looking:
+    return Looking(instance, tmp_path)
+
+
+def test_new_changed_and_changed_back_folders_are_each_reported(looking: Looking) -> None:
+    note = looking.home / "corpora" / "n" / "note.txt"
+    write(note, "A")
+    assert looking.tick() == ["n"]
+    assert looking.instance.get_dynamic_partitions("corpora") == ["n"]
+    versions = [reported_version(looking.instance, "n")]
+    assert looking.tick() == []
+    for text in ("B", "A"):
+        write(note, text)
+        assert looking.tick() == ["n"]
+        versions.append(reported_version(looking.instance, "n"))
+    assert versions[0] == versions[2] != versions[1]
+
+
+def test_added_renamed_and_deleted_files_and_settings_are_changes(looking: Looking) -> None:
+    folder = looking.home / "corpora" / "n"
+    write(folder / "a.txt", "A")
+    assert looking.tick() == ["n"]
+    write(folder / "deep" / "b.txt", "B")
+    assert looking.tick() == ["n"]
+    (folder / "a.txt").rename(folder / "c.txt")
+    assert looking.tick() == ["n"]
+    (folder / "deep" / "b.txt").unlink()
+    assert looking.tick() == ["n"]
+    write(looking.home / "corpora" / "n.json", '{"settings": {"synthesis": {"seed": 5}}}')
+    assert looking.tick() == ["n"]
+    write(looking.home / "settings.toml", "[graph]\nmax_cluster_size = 7\n")
+    assert looking.tick() == ["n"]
+    assert looking.tick() == []
+
+
+def test_a_file_that_was_only_touched_or_hidden_is_no_change(looking: Looking) -> None:
+    note = looking.home / "corpora" / "n" / "note.txt"
+    write(note, "A")
+    assert looking.tick() == ["n"]
+    note.touch()
+    write(note.parent / ".editor.swp", "x")
+    assert looking.tick() == []
+    assert looking.said == "no corpus has changed"
+
+
+def test_a_file_is_read_again_only_where_its_status_changed(
+    looking: Looking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ragtuned_pipeline.orchestration import folder_versions
+
+    read: list[str] = []
+    hash_file = folder_versions._hash
+
+    def noted(file: Path) -> str:
+        read.append(file.name)
+        return hash_file(file)
+
+    monkeypatch.setattr(folder_versions, "_hash", noted)
+    folder = looking.home / "corpora" / "n"
+    for name in "abc":
+        write(folder / f"{name}.txt", name)
+    looking.tick()
+    write(folder / "b.txt", "other")
+    looking.tick()
+    assert read == ["a.txt", "b.txt", "c.txt", "b.txt"]
+
+
+def test_a_folder_that_is_still_being_copied_waits_and_is_then_seen(looking: Looking) -> None:
+    write(looking.home / "corpora" / "n" / "note.txt", "A")
+    assert looking.tick(wait=False) == []
+    assert looking.said == "waiting until quiet: n"
+    assert looking.tick() == ["n"]
+    write(looking.home / "corpora" / "n" / "more.txt", "B")
+    assert looking.tick(wait=False) == []
+    assert looking.tick() == ["n"]
+
+
+def test_a_change_in_the_future_is_seen_once_nothing_moves(
+    looking: Looking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(looking.home / "corpora" / "n" / "note.txt", "A")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3600)  # the clock was set back
+    assert looking.tick(wait=False) == []
+    assert looking.tick(wait=False) == ["n"]
+
+
+def test_a_corpus_that_cannot_be_looked_at_stops_no_other(looking: Looking) -> None:
+    write(looking.home / "corpora" / "a,b" / "note.txt", "A")
+    write(looking.home / "corpora" / "broken" / "note.txt", "A")
+    write(looking.home / "corpora" / "broken.json", "{")
+    write(looking.home / "corpora" / "fine" / "note.txt", "A")
+    assert looking.tick() == ["fine"]
+
+
+def test_what_a_run_has_read_is_not_reported_again(looking: Looking) -> None:
+    write(looking.home / "corpora" / "n" / "note.txt", "A")
+    looking.instance.add_dynamic_partitions("corpora", ["n"])
+    report_folder(looking.instance, Home(looking.home), "n")  # as read_corpus does
+    assert looking.tick() == []
+
+
+# ---- the condition ----
+
+
+class Automation:
+    """The condition's answers, look by look, and assets that are there with given versions."""
+
+    def __init__(self) -> None:
+        self.instance = dg.DagsterInstance.ephemeral()
+        self.cursor: Any = None
+
+    def look(self) -> set[str]:
+        """Return the assets that a run is asked for."""
+        result = dg.evaluate_automation_conditions(defs, self.instance, cursor=self.cursor)
+        self.cursor = result.cursor
+        keys = defs.resolve_asset_graph().get_all_asset_keys()
+        return {k.to_user_string() for k in keys if result.get_num_requested(k)}
+
+    def make(self, *names: str, version: str = "1") -> None:
+        for name in names:
+            event = dg.AssetMaterialization(
+                name, partition="n", tags={"dagster/data_version": version}
+            )
+            self.instance.report_runless_asset_event(event)
+
+
+def automated() -> set[str]:
+    graph = defs.resolve_asset_graph()
+    names = {k.to_user_string() for k in graph.get_all_asset_keys()} - {"corpus_folder"}
+    return {name for name in names if graph.get(dg.AssetKey(name)).group_name != ABLATION}
+
+
+def below(name: str) -> set[str]:
+    """The automated assets downstream of one, itself left out."""
+    graph = defs.resolve_asset_graph()
+    found = dg.AssetSelection.assets(name).downstream().resolve(graph)
+    return {key.to_user_string() for key in found} & automated() - {name}
+
+
+@pytest.fixture
+def automation() -> Automation:
+    """A corpus that was there before the daemon, made once."""
+    made = Automation()
+    made.instance.add_dynamic_partitions("corpora", ["n"])
+    made.instance.report_runless_asset_event(report_event("n", "first"))
+    assert made.look() == automated()
+    made.make(*automated())
+    assert made.look() == set()
+    return made
+
+
+def test_another_version_of_the_folder_asks_for_everything_once(automation: Automation) -> None:
+    automation.instance.report_runless_asset_event(report_event("n", "first"))
+    assert automation.look() == set()
+    automation.instance.report_runless_asset_event(report_event("n", "second"))
+    assert automation.look() == automated()
+    assert automation.look() == set()
+
+
+def test_changed_data_asks_for_what_depends_on_it_and_equal_data_for_nothing(
+    automation: Automation,
+) -> None:
+    automation.make("qa_pairs")
+    assert automation.look() == set()
+    automation.make("judgements", version="2")
+    assert automation.look() == below("judgements") >= {"scorecard", "promoted_adapter"}
+    assert "lora_adapter" not in below("judgements")
+
+
+def test_the_conditions_can_be_switched_off_by_setting() -> None:
+    assert corpora_sensor(AutomationSettings()).default_status == dg.DefaultSensorStatus.RUNNING
+    off = AutomationSettings(watch=False, nightly="")
+    assert corpora_sensor(off).default_status == dg.DefaultSensorStatus.STOPPED
+    assert nightly(off) == []
+
+
+# ---- the schedule ----
+
+
+def asked_for(instance: dg.DagsterInstance, home: Path) -> list[str]:
+    [schedule] = nightly(SETTINGS)
+    with dg.build_schedule_context(
+        instance=instance, resources={"home": HomeResource(folder=str(home))}
+    ) as context:
+        result: Any = schedule(context)
+    return [] if isinstance(result, dg.SkipReason) else [r.partition_key for r in result]
+
+
+def run(instance: dg.DagsterInstance, corpus: str, status: dg.DagsterRunStatus) -> None:
+    instance.add_run(
+        dg.DagsterRun(job_name="build_memory", status=status, tags={"dagster/partition": corpus})
     )
 
 
-def test_new_changed_and_changed_back_folders_each_start_a_run(
+def test_the_schedule_asks_for_corpora_that_changed_or_failed(
     instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
-    note = tmp_path / "corpora" / "n" / "note.txt"
-    write(note, "A")
-    first = tick(instance, tmp_path, None)
-    assert requests(first) == ["n"]
-    assert instance.get_dynamic_partitions("corpora") == ["n"]
-    assert requests(tick(instance, tmp_path, first.cursor)) == []
-
-    write(note, "BB", age=3 * QUIET_SECONDS)
-    second = tick(instance, tmp_path, first.cursor)
-    write(note, "A")
-    third = tick(instance, tmp_path, second.cursor)
-    assert requests(second) == requests(third) == ["n"]
-    keys = [result.run_requests[0].run_key for result in (first, second, third)]
-    assert len(set(keys)) == 3
-
-
-def test_a_folder_that_is_still_being_copied_waits(
-    instance: dg.DagsterInstance, tmp_path: Path
-) -> None:
-    write(tmp_path / "corpora" / "n" / "note.txt", "A", age=0)
-    result = tick(instance, tmp_path, None)
-    assert isinstance(result, dg.SkipReason)
-    assert "waiting until quiet: n" in (result.skip_message or "")
-
-
-def test_a_folder_with_an_impossible_name_is_left_alone(
-    instance: dg.DagsterInstance, tmp_path: Path
-) -> None:
-    write(tmp_path / "corpora" / "a,b" / "note.txt", "A")
-    write(tmp_path / "corpora" / "fine" / "note.txt", "A")
-    assert requests(tick(instance, tmp_path, None)) == ["fine"]
-
-
-def test_the_schedule_asks_for_every_corpus(instance: dg.DagsterInstance) -> None:
-    instance.add_dynamic_partitions(corpora.name or "", ["b", "a"])
-    context = dg.build_schedule_context(instance=instance)
-    assert [request.partition_key for request in nightly(context)] == ["a", "b"]
+    for name in ("changed", "failed", "fine", "new"):
+        write(tmp_path / "corpora" / name / "note.txt", name)
+        instance.add_dynamic_partitions(corpora.name or "", [name])
+    for name in ("changed", "failed", "fine"):
+        report_folder(instance, Home(tmp_path), name)
+    run(instance, "changed", dg.DagsterRunStatus.SUCCESS)
+    run(instance, "fine", dg.DagsterRunStatus.FAILURE)
+    run(instance, "fine", dg.DagsterRunStatus.SUCCESS)
+    run(instance, "failed", dg.DagsterRunStatus.FAILURE)
+    write(tmp_path / "corpora" / "changed" / "note.txt", "other")
+    assert asked_for(instance, tmp_path) == ["changed", "failed", "new"]

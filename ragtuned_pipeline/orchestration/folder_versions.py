@@ -1,0 +1,143 @@
+"""Whether a corpus has changed: by its files' bytes, read again only where their status changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from ragtuned_pipeline.orchestration.home import write_text
+
+if TYPE_CHECKING:
+    from ragtuned_pipeline.orchestration.home import Home
+
+_FOLDER = dg.AssetKey("corpus_folder")
+_VERSION = "dagster/data_version"
+
+_Status = list[int]  # size, mtime, ctime (both in nanoseconds), inode
+
+
+@dataclass(frozen=True)
+class FolderStatus:
+    """What a corpus's files look like without being read.
+
+    Attributes:
+        key: a hash of names, sizes, times and inodes, and of the corpus's settings.
+        changed_at: when the last of them changed, seconds since 1970. The time of the status change
+            and not of the content: a copy that keeps old times (cp -p, rsync -a) shows in it.
+    """
+
+    key: str
+    changed_at: float
+
+    def is_quiet(self, seconds: float, key_before: str) -> bool:
+        """Whether nothing has changed for so long.
+
+        Where the clock was set back and the change lies in the future, what counts is that nothing
+        differs from the last look, `key_before`.
+        """
+        age = time.time() - self.changed_at
+        return age >= seconds if age >= 0 else self.key == key_before
+
+
+def folder_status(home: Home, corpus: str) -> FolderStatus:
+    """Return the status of a corpus's folder, gold questions and settings.
+
+    Raises:
+        CorpusMissing: there is no such folder.
+        SettingsError: the corpus's settings cannot be read.
+    """
+    folder = home.documents(corpus)
+    gold = home.gold(corpus)
+    files = [*_files(folder), *([gold] if gold and gold.is_file() else [])]
+    statuses = [(str(file), _status(file)) for file in files]
+    folders = [each.parent for each in files] + [folder]
+    latest = max(
+        [status[2] for _, status in statuses] + [each.stat().st_ctime_ns for each in set(folders)]
+    )
+    settings = home.settings(corpus).model_dump(mode="json")
+    key = json.dumps([statuses, settings], sort_keys=True).encode("utf-8", "surrogateescape")
+    return FolderStatus(hashlib.blake2b(key, digest_size=16).hexdigest(), latest / 1e9)
+
+
+def folder_version(home: Home, corpus: str) -> str:
+    """Return a hash of all that a corpus is made of: its files, gold questions and settings.
+
+    Hashes of single files are kept beside the folder, in `.<corpus>.files.json`; only files whose
+    status differs are read again.
+
+    Raises:
+        CorpusMissing: there is no such folder.
+        SettingsError: the corpus's settings cannot be read.
+    """
+    folder = home.documents(corpus)
+    kept = home.corpora / f".{corpus}.files.json"
+    known: dict[str, Any] = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
+    gold = home.gold(corpus)
+    hashed: dict[str, tuple[_Status, str]] = {}
+    for file in [*_files(folder), *([gold] if gold and gold.is_file() else [])]:
+        name = file.relative_to(folder).as_posix() if file != gold else "gold questions"
+        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        status, before = _status(file), known.get(name)
+        hashed[name] = (
+            (status, before[1]) if before and before[0] == status else (status, _hash(file))
+        )
+    if hashed != {name: tuple(each) for name, each in known.items()}:
+        write_text(kept, json.dumps(hashed, sort_keys=True))
+    made_of = {
+        "files": {name: digest for name, (_, digest) in hashed.items()},
+        "settings": home.settings(corpus).model_dump(mode="json"),
+    }
+    return hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def report_folder(instance: dg.DagsterInstance, home: Home, corpus: str) -> None:
+    """Report the version of the corpus that a run is about to read, where it is a new one."""
+    version = folder_version(home, corpus)
+    if version != reported_version(instance, corpus):
+        instance.report_runless_asset_event(report_event(corpus, version))
+
+
+def reported_version(instance: dg.DagsterInstance, corpus: str) -> str | None:
+    """Return the version of the corpus's folder that was reported last."""
+    events = instance.fetch_materializations(
+        dg.AssetRecordsFilter(_FOLDER, asset_partitions=[corpus]), limit=1
+    ).records
+    materialization = events[0].asset_materialization if events else None
+    return (materialization.tags or {}).get(_VERSION) if materialization else None
+
+
+def report_event(corpus: str, version: str) -> dg.AssetMaterialization:
+    """Return the event that reports a version of the corpus's folder."""
+    # A materialisation: an observation would start nothing.
+    return dg.AssetMaterialization(_FOLDER, partition=corpus, tags={_VERSION: version})
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files below `folder`, hidden ones apart, by name; links to nothing too."""
+    for file in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if not hidden and not file.is_dir():
+            yield file
+
+
+def _status(file: Path) -> _Status:
+    try:
+        status = file.stat()
+    except OSError:  # gone, a link to nothing, or shut: the reader will say so
+        return [0, 0, 0, 0]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _hash(file: Path) -> str:
+    try:
+        with file.open("rb") as handle:
+            return hashlib.file_digest(handle, "blake2b").hexdigest()
+    except OSError:
+        return "unreadable"
