@@ -133,5 +133,8 @@ def test_jobs_sensors_and_schedules() -> None:
         "build_memory",
         "full_evaluation",
     ]
-    assert [sensor.name for sensor in repository.sensor_defs] == ["corpora_sensor"]
+    assert sorted(sensor.name for sensor in repository.sensor_defs) == [
+        "automation",
+        "corpora_sensor",
+    ]
     assert [schedule.name for schedule in repository.schedule_defs] == ["nightly"]

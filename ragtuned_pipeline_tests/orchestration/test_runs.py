@@ -30,7 +30,7 @@ KILLED = """
     job = dg.Definitions([doomed]).resolve_implicit_global_asset_job_def()
     with runs.alone(home, "notes"), dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions("corpora", ["notes"])
-        job.execute_in_process(instance=instance, partition_key="notes", tags=runs._COMMAND_LINE)
+        job.execute_in_process(instance=instance, partition_key="notes", tags=runs.COMMAND_LINE)
 """
 
 
