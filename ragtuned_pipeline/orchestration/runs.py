@@ -67,10 +67,21 @@ def run_assets(
     Raises:
         RunFailed: a step failed, or another run of this corpus is going on.
     """
+    with alone(home, corpus):
+        return run_holding_lock(home, corpus, groups, on_event)
+
+
+def run_holding_lock(
+    home: Home,
+    corpus: str,
+    groups: Sequence[str] | None,
+    on_event: Callable[[StepEvent], None],
+) -> str:
+    """As `run_assets`, for a caller that holds the corpus's lock."""
     from ragtuned_pipeline.definitions import defs
 
     prepare_environment(home)
-    with alone(home, corpus), dg.DagsterInstance.get() as instance:
+    with dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions(corpora.name or "", [corpus])
         end_dead_runs(home, instance, corpus)
         run_id = str(uuid.uuid4())
