@@ -16,12 +16,15 @@ from hashlib import sha256
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ragtuned_pipeline.evaluation.provenance import (
     MEMORY_TABLES,
     NEAR,
     RULE,
     MemoryTables,
+    NearRow,
     Provenance,
     Tracer,
 )
@@ -33,6 +36,7 @@ from ragtuned_pipeline.orchestration.runs import prepare_environment
 from ragtuned_pipeline.orchestration.training import read_training
 from ragtuned_pipeline.tables import content_hash
 from ragtuned_pipeline.tuning import adapter_store
+from ragtuned_pipeline.tuning.warm_start import row_contents, rows_file
 
 _VERSION = "dagster/data_version"
 _INPUT_VERSION = "dagster/input_data_version/"
@@ -85,6 +89,9 @@ class AdapterLineage:
         rows_on_disk: content hash of the table as it is now.
         trained, promoted: None where they are not recorded.
         tables: the run that made the table training_rows as it is now.
+        start: what it was tuned from, in a sentence; empty where that is not recorded.
+        unknown_rows: ids of the rows on disk that it has not learned, withdrawn_rows how many it
+            has learned that are not on disk any more; None where its rows are not recorded.
         newer: the last trained adapter, where it is another one.
         refused: why that one does not answer, where the gate refused it.
     """
@@ -96,12 +103,17 @@ class AdapterLineage:
     trained: Made | None
     promoted: Made | None
     tables: Made | None
+    start: str
+    unknown_rows: frozenset[str] | None
+    withdrawn_rows: int | None
     newer: str | None
     refused: str | None
 
     @property
     def knows_rows(self) -> bool | None:
-        """Whether the table of now is what the adapter was trained on; None: not recorded."""
+        """Whether the adapter has learned all rows of the table of now; None: not recorded."""
+        if self.unknown_rows is not None:
+            return not self.unknown_rows
         return None if self.rows_version is None else self.rows_version == self.rows_on_disk
 
 
@@ -112,6 +124,10 @@ class Lineage:
     corpus: str
     provenance: Provenance
     adapter: AdapterLineage
+
+    def is_unknown(self, row: NearRow) -> bool:
+        """Whether the adapter is known not to have learned a row."""
+        return row.id in (self.adapter.unknown_rows or ())
 
 
 def trace_answer(home: Home, corpus: str, question: str, answer: str, rows: int) -> Lineage:
@@ -129,7 +145,7 @@ def trace_answer(home: Home, corpus: str, question: str, answer: str, rows: int)
             )
     tables = MemoryTables(**{name: store.read(name, corpus) for name in MEMORY_TABLES})
     with open_instance(home) as instance:
-        adapter = adapter_lineage(home, corpus, content_hash(tables.training_rows), instance)
+        adapter = adapter_lineage(home, corpus, tables.training_rows, instance)
     return Lineage(corpus, Tracer(tables).trace(question, answer, rows), adapter)
 
 
@@ -147,17 +163,24 @@ def as_json(lineage: Lineage) -> dict[str, Any]:
         "answers_another": provenance.answers_another,
         "nearest": asdict(provenance.nearest) if provenance.nearest else None,
         "facts": [asdict(fact) for fact in provenance.facts],
-        "adapter": asdict(adapter) | {"knows_rows": adapter.knows_rows},
+        "not_learned": sorted(
+            row.id for fact in provenance.facts for row in fact.rows if lineage.is_unknown(row)
+        ),
+        "adapter": asdict(adapter)
+        | {
+            "knows_rows": adapter.knows_rows,
+            "unknown_rows": None if adapter.unknown_rows is None else len(adapter.unknown_rows),
+        },
     }
 
 
 def adapter_lineage(
-    home: Home, corpus: str, rows_on_disk: str, instance: dg.DagsterInstance
+    home: Home, corpus: str, training_rows: pa.Table, instance: dg.DagsterInstance
 ) -> AdapterLineage:
     """Return what made the promoted adapter.
 
     Args:
-        rows_on_disk: content hash of the table training_rows.
+        training_rows: the table as it is now.
 
     Raises:
         CannotAnswer: no adapter is promoted.
@@ -171,20 +194,40 @@ def adapter_lineage(
     trainings = recorded(instance, "lora_adapter", corpus)
     training = read_training(home, corpus, "tuned")
     last = training.adapter if training else None
+    on_disk = content_hash(training_rows)
+    unknown, withdrawn = _beside_learned(home, corpus, adapter, training_rows)
     base = json.loads((home.adapters / corpus / adapter / "base_model.json").read_text("utf-8"))
     return AdapterLineage(
         adapter=adapter,
         base_model=f"{base['base_model']} ({base['identity']})",
         rows_version=_as_judged(home, corpus, adapter, decisions)
-        or _as_recorded(adapter, trainings, [rows_on_disk, *(each.version for each in rows)]),
-        rows_on_disk=rows_on_disk,
+        or _as_recorded(adapter, trainings, [on_disk, *(each.version for each in rows)]),
+        rows_on_disk=on_disk,
         trained=made_in(trainings, adapter),
         promoted=_promoted(adapter, decisions)
         or made_in(recorded(instance, "promoted_adapter", corpus), adapter),
-        tables=made_in(rows, rows_on_disk),
+        tables=made_in(rows, on_disk),
+        start=training.start if training and last == adapter else "",
+        unknown_rows=unknown,
+        withdrawn_rows=withdrawn,
         newer=last if last != adapter else None,
         refused=past.refusal(decisions, last, adapter),
     )
+
+
+def _beside_learned(
+    home: Home, corpus: str, adapter: str, training_rows: pa.Table
+) -> tuple[frozenset[str] | None, int | None]:
+    """The ids of the rows that an adapter has not learned, and how many it has learned beside
+    those that there are."""
+    file = rows_file(home.adapters, corpus, adapter)
+    if not file.is_file():
+        return None, None
+    learned = set(pq.ParquetFile(file).read(["content"])["content"].to_pylist())
+    contents = row_contents(training_rows)
+    ids = training_rows["id"].to_pylist()
+    unknown = [each for each, content in zip(ids, contents, strict=True) if content not in learned]
+    return frozenset(unknown), len(learned - set(contents))
 
 
 def trained_by(instance: dg.DagsterInstance, corpus: str, adapter: str) -> str:

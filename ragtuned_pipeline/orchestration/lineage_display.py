@@ -27,7 +27,7 @@ def show_lineage(lineage: Lineage) -> None:
             _plain("No row below asks what was asked: the answer is that to another question.")
         )
     for fact in provenance.facts:
-        _add_fact(tree, fact)
+        _add_fact(tree, fact, lineage)
     adapter = tree.add(_plain(f"adapter {lineage.adapter.adapter}", "bold"))
     for line in _adapter_lines(lineage.adapter):
         adapter.add(_plain(line))
@@ -48,10 +48,11 @@ def _nothing_near(provenance: Provenance) -> str:
     )
 
 
-def _add_fact(tree: Tree, fact: FactSource) -> None:
+def _add_fact(tree: Tree, fact: FactSource, lineage: Lineage) -> None:
     branch = tree.add(_plain(_headline(fact), "bold"))
     for row in fact.rows:
-        rows = branch.add(_plain(_row_note(row), "dim"))
+        unknown = ", which this adapter has not learned" if lineage.is_unknown(row) else ""
+        rows = branch.add(_plain(f"{_row_note(row)}{unknown}", "dim"))
         rows.add(_plain(f"{_cut(row.prompt)}\n→ {_cut(row.completion)}"))
     for sentence in fact.sentences[:_SENTENCES]:
         where = (
@@ -111,21 +112,28 @@ def _adapter_lines(adapter: AdapterLineage) -> Iterator[str]:
     yield f"base model: {adapter.base_model}"
     rows = adapter.rows_version or "(not recorded)"
     yield f"trained: {_when(adapter.trained)}, on training rows {rows}"
+    if adapter.start:
+        yield adapter.start
     yield f"promoted: {_when(adapter.promoted)}"
     yield f"training rows on disk: {adapter.rows_on_disk}, made {_when(adapter.tables)}"
-    if adapter.knows_rows is None:
-        yield (
-            "It is not recorded which training rows this adapter was trained on: the rows above "
-            "are those on disk, and it may not know them."
-        )
-    elif not adapter.knows_rows:
-        yield (
-            "The training rows on disk are another version than this adapter was trained on: the "
-            "rows above are those on disk, and it may not know them."
-        )
+    yield from _beside_rows(adapter)
     if adapter.newer:
         why = f": {adapter.refused}" if adapter.refused else ""
         yield f"A newer adapter, {adapter.newer}, was trained and does not answer{why}"
+
+
+def _beside_rows(adapter: AdapterLineage) -> Iterator[str]:
+    """What differs between the rows shown, which are those on disk, and what was learned."""
+    shown = "the rows above are those on disk, and it may not know them"
+    if adapter.unknown_rows or adapter.withdrawn_rows:
+        yield (
+            f"It has not learned {len(adapter.unknown_rows or ()):,} of the rows on disk, and has "
+            f"learned {adapter.withdrawn_rows or 0:,} that are no longer there."
+        )
+    elif adapter.knows_rows is None:
+        yield f"It is not recorded on which training rows this adapter was trained: {shown}."
+    elif not adapter.knows_rows:
+        yield f"This adapter was trained on another version of the training rows: {shown}."
 
 
 def _when(made: Made | None) -> str:
