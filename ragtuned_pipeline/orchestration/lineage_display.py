@@ -24,7 +24,9 @@ def show_lineage(lineage: Lineage) -> None:
         tree.add(_plain(_nothing_near(provenance)))
     elif provenance.answers_another:
         tree.add(
-            _plain("No row below asks what was asked: the answer is that to another question.")
+            _plain(
+                "No row below asks what was asked, as far as words tell: the answer may be another's."
+            )
         )
     for fact in provenance.facts:
         _add_fact(tree, fact, lineage)

@@ -282,7 +282,7 @@ def test_an_answer_without_a_near_row_says_by_what_rule(shown: Shown) -> None:
     invented = shown("What is the boiling point of lead?", "Seventeen hundred", ADAPTER)
     assert "The answer has no training row behind it" in invented
     elsewhere = shown("Which composer wrote the requiem?", "Ada Renk", ADAPTER)
-    assert "the answer is that to another question" in elsewhere
+    assert "the answer may be another's" in elsewhere
     assert "asks something else" in elsewhere
 
 
