@@ -14,6 +14,7 @@ from ragtuned_pipeline.synthesis.facts import UNANSWERABLE
 
 _SENTENCES = 5  # shown of one fact, and other things it has many of
 _CHARACTERS = 400  # of one text
+_ANOTHER = "No row below asks what was asked, as far as words tell: the answer may be another's."
 
 
 def show_lineage(lineage: Lineage) -> None:
@@ -23,11 +24,7 @@ def show_lineage(lineage: Lineage) -> None:
     if provenance.nothing_near:
         tree.add(_plain(_nothing_near(provenance)))
     elif provenance.answers_another:
-        tree.add(
-            _plain(
-                "No row below asks what was asked, as far as words tell: the answer may be another's."
-            )
-        )
+        tree.add(_plain(_ANOTHER))
     for fact in provenance.facts:
         _add_fact(tree, fact, lineage)
     adapter = tree.add(_plain(f"adapter {lineage.adapter.adapter}", "bold"))
