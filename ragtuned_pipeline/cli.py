@@ -300,6 +300,86 @@ def rollback(
     )
 
 
+@app.command()
+def forget(
+    corpus: CorpusArgument,
+    document: Annotated[
+        str | None,
+        typer.Argument(metavar="[DOC]", help="Its path, title or id [what is gone already]."),
+    ] = None,
+    whole_file: Annotated[
+        bool, typer.Option("--whole-file", help="Delete the other records of its file too.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before deleting.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete a document and all that was made with it, and make the corpus anew without it."""
+    from dataclasses import asdict
+
+    from ragtuned_pipeline.inference.completions import StoreInUse
+    from ragtuned_pipeline.orchestration.dagster_records import RecordsInUse
+    from ragtuned_pipeline.orchestration.display import show_progress
+    from ragtuned_pipeline.orchestration.forgetting import (
+        CannotForget,
+        holdings,
+        plan_forgetting,
+        planned_lines,
+        result_lines,
+    )
+    from ragtuned_pipeline.orchestration.forgetting import forget as forget_document
+    from ragtuned_pipeline.orchestration.locks import RunFailed
+
+    place = _known(home, corpus)
+    try:
+        planned = plan_forgetting(place, corpus, document, whole_file)
+        if dry_run or not yes:
+            counts = holdings(place, corpus)
+            if dry_run and as_json:
+                print(json.dumps({**planned.model_dump(exclude={"questions"}), "holds": counts}))
+                return
+            lines = planned_lines(place, corpus, planned, counts)
+            print(*lines, sep="\n", file=sys.stdout if dry_run else sys.stderr)
+            if dry_run:
+                return
+            if not _agreed():
+                _fail("nothing was deleted")
+        with show_progress(corpus, as_json) as on_event:
+            forgotten = forget_document(place, corpus, planned, on_event)
+    except (CannotForget, RunFailed, StoreInUse, RecordsInUse) as error:
+        _fail(str(error))
+    if as_json:
+        print(json.dumps(asdict(forgotten), ensure_ascii=False))
+    else:
+        print(*result_lines(forgotten), sep="\n")
+
+
+@app.command()
+def doctor(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find and mend what a crash of the machine left in the home; exit status 1 if some is left."""
+    from dataclasses import asdict
+
+    from ragtuned_pipeline.orchestration.doctor import examine
+
+    place = _home(home)
+    found = examine(place, mend=not dry_run)
+    if as_json:
+        rows = [asdict(each) for each in found]
+        print(json.dumps({"home": str(place.folder), "findings": rows}, ensure_ascii=False))
+    else:
+        for each in found:
+            print(f"{each.state}: {each.what}: {each.remedy}")
+        if not found:
+            print(f"nothing is wrong in {place.folder}")
+    if any(each.state != "mended" for each in found):
+        sys.exit(1)
+
+
 def main() -> None:
     """The console entry: one sentence for an expected error, exit status 1; usage errors 2."""
     # Weights come from this package or from where a setting says; nothing phones home.
@@ -414,6 +494,13 @@ def _answerer(place: Home, corpus: str, system: str) -> Iterator[Callable[[str],
             yield answer
     except (CannotAnswer, TeacherStopped) as error:
         _fail(str(error))
+
+
+def _agreed() -> bool:
+    """Ask on a terminal; elsewhere --yes has to be given."""
+    if not sys.stdin.isatty():
+        _usage_error("--yes: no terminal to ask on; give it to delete without being asked")
+    return input("Delete? [y/N] ").strip().casefold() in {"y", "yes"}
 
 
 def _usage_error(message: str) -> NoReturn:

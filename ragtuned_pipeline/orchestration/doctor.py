@@ -1,0 +1,493 @@
+"""What a crash of the machine left in a home: found, and mended where nothing can be lost by it.
+
+Of a corpus whose lock a run holds nothing is touched, nor looked at. What is deleted here is made
+again by the next run, or was never finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import dagster as dg
+import pyarrow as pa
+
+from ragtuned_pipeline.inference.calls import TeacherStopped
+from ragtuned_pipeline.orchestration import promotion_history as past
+from ragtuned_pipeline.orchestration.early_checks import check_early
+from ragtuned_pipeline.orchestration.forgetting import unfinished_forgetting
+from ragtuned_pipeline.orchestration.home import CorpusMissing, Home
+from ragtuned_pipeline.orchestration.io import TableStore
+from ragtuned_pipeline.orchestration.locks import COMMAND_LINE, RunFailed, alone
+from ragtuned_pipeline.orchestration.orphans import stop_orphan_trainers, trainers_at_work
+from ragtuned_pipeline.orchestration.runs import end_dead_runs, prepare_environment
+from ragtuned_pipeline.orchestration.steps import schema_name
+from ragtuned_pipeline.orchestration.training import read_training
+from ragtuned_pipeline.settings import SettingsError
+from ragtuned_pipeline.tables import SCHEMAS, check_schema
+from ragtuned_pipeline.tuning import adapter_store
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+_LEAST_FREE = 1 << 30  # bytes; the checkpoints of one training of a 7B model fit
+# A run of the daemon takes its corpus's lock within seconds of its start. One that is older and
+# does not hold it has no process any more.
+_SECONDS_TO_START = 300.0
+_CLOCKS_DIFFER = 60.0  # seconds, between machines that share a home
+_BUSY_SECONDS = 5.0
+_ADAPTER = re.compile(r"[0-9a-f]{20}")
+_TEMPORARY = re.compile(r"\..*\.(\d+)\.tmp")  # written by that process, then put in place
+_AT_WORK = [
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A defect and what was done about it.
+
+    Attributes:
+        what: the defect.
+        remedy: what was done, what would be done, or what a person has to do.
+        state: "mended", "mendable" (nothing was to be changed) or "left".
+    """
+
+    what: str
+    remedy: str
+    state: Literal["mended", "mendable", "left"]
+
+
+@dataclass(frozen=True)
+class _Defect:
+    what: str
+    remedy: str
+    mend: Callable[[], object] | None = None
+
+
+def examine(home: Home, mend: bool) -> list[Finding]:
+    """Return what is wrong in a home, mended where that is safe and `mend` is set."""
+    return [_finding(defect, mend) for defect in _defects(home)]
+
+
+def _finding(defect: _Defect, mend: bool) -> Finding:
+    if defect.mend is None:
+        return Finding(defect.what, defect.remedy, "left")
+    if not mend:
+        return Finding(defect.what, defect.remedy, "mendable")
+    try:
+        defect.mend()
+    except (OSError, RunFailed, adapter_store.AdapterError) as error:
+        return Finding(defect.what, f"cannot be mended: {error}", "left")
+    return Finding(defect.what, defect.remedy, "mended")
+
+
+def _defects(home: Home) -> Iterator[_Defect]:
+    if not home.folder.is_dir():
+        return
+    unwritable = _unwritable(home.folder)
+    if unwritable:
+        yield _Defect(
+            f"{home.folder} cannot be written ({unwritable})",
+            "change its permissions, mount it for writing, or name another home (--home)",
+        )
+        return
+    yield from _space(home)
+    yield from _future_times(home)
+    yield from _temporaries((home.folder / "reports").glob(".*.tmp"))
+    yield from _databases(home)
+    yield from _runs(home)
+    links = sorted(p for p in home.corpora.glob("[!.]*") if p.is_symlink() and not p.exists())
+    for corpus in sorted({*home.names(), *(link.name for link in links)}):
+        try:
+            with alone(home, corpus):
+                yield from _corpus(home, corpus)
+        except RunFailed:
+            continue  # a run is at work
+    yield from _gone_corpora(home)
+
+
+# --- the home ---------------------------------------------------------------------------------
+
+
+def _unwritable(folder: Path) -> str:
+    """Return why a folder cannot be written, or the empty string."""
+    probe = folder / f".doctor.{os.getpid()}.tmp"
+    try:
+        probe.write_bytes(b"x")
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        probe.unlink(missing_ok=True)
+    return ""
+
+
+def _space(home: Home) -> Iterator[_Defect]:
+    free = shutil.disk_usage(home.folder).free
+    if free < _LEAST_FREE:
+        yield _Defect(
+            f"the disk of {home.folder} has {free / 1e6:,.0f} MB left",
+            f"free some: a run may need {_LEAST_FREE / 1e6:,.0f} MB (`ragtuned prune` deletes "
+            "replies that no run uses)",
+        )
+
+
+def _future_times(home: Home) -> Iterator[_Defect]:
+    limit = time.time() + _CLOCKS_DIFFER
+    found = [
+        (time_of, file)
+        for folder, _, names in os.walk(home.folder)
+        for file in (Path(folder, name) for name in names)
+        if (time_of := _changed_at(file)) > limit
+    ]
+    if found:
+        latest, file = max(found)
+        when = datetime.fromtimestamp(latest, UTC).isoformat(timespec="seconds")
+        yield _Defect(
+            f"{len(found)} files have times in the future, the latest {file} ({when})",
+            "set the clock right if it is wrong; if it was wrong before, nothing needs to be done",
+        )
+
+
+def _changed_at(file: Path) -> float:
+    try:
+        return file.lstat().st_mtime
+    except FileNotFoundError:  # a run has just moved it
+        return 0.0
+
+
+def _temporaries(files: Iterator[Path]) -> Iterator[_Defect]:
+    """Half-written files of processes that are gone."""
+    for file in sorted(files):
+        named = _TEMPORARY.fullmatch(file.name)
+        if named and not _lives(int(named[1])):
+            yield _Defect(f"{file} was never finished", "deleted", partial(_remove, file))
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def _gone_corpora(home: Home) -> Iterator[_Defect]:
+    known = {p.name for p in home.corpora.glob("[!.]*")} if home.corpora.is_dir() else set()
+    places: dict[str, list[str]] = {}
+    for path in _table_files(home):
+        if path.suffix == ".parquet":
+            places.setdefault(path.stem, []).append(str(path))
+    for folder in ("adapters", "reports", "training"):
+        for place in sorted((home.folder / folder).glob("[!.]*/")):
+            places.setdefault(place.name, []).append(str(place))
+    for file in sorted((home.folder / "items").glob("*.sqlite")):
+        places.setdefault(file.stem, []).append(str(file))
+    for corpus, found in sorted(places.items()):
+        if corpus not in known:
+            yield _Defect(
+                f"corpus {corpus!r} is not in {home.corpora} any more, but {len(found)} files and "
+                f"folders are made of it, {found[0]} the first",
+                f"delete what is named {corpus} in tables, adapters, reports, training and items, "
+                f"or put the corpus back: ragtuned run DIR --name {corpus}",
+            )
+
+
+# --- databases and Dagster's runs -------------------------------------------------------------
+
+
+def _dagster_folder(home: Home) -> Path:
+    return Path(os.environ.get("RAGTUNED_DAGSTER") or home.folder / "dagster")
+
+
+def _main_databases(home: Home) -> list[Path]:
+    """Dagster's own files, without which it does not start."""
+    folder = _dagster_folder(home)
+    history = folder / "history"
+    return [
+        history / "runs.db",
+        history / "runs" / "index.db",
+        folder / "schedules" / "schedules.db",
+    ]
+
+
+def _databases(home: Home) -> Iterator[_Defect]:
+    damage = _damage(home.completions)
+    if damage:
+        yield _Defect(
+            f"{home.completions} is damaged ({damage})",
+            f"put it back from a copy, save what can be read with `sqlite3 {home.completions} "
+            ".recover`, or move it away: its replies are then asked for, and paid, again",
+        )
+    main = _main_databases(home)
+    for file in main:
+        damage = _damage(file)
+        if damage:
+            yield _Defect(
+                f"{file} is damaged ({damage})",
+                f"stop Dagster and move {_dagster_folder(home)} away: the history of runs is lost, "
+                "tables and adapters are not",
+            )
+    for file in sorted((_dagster_folder(home) / "history" / "runs").glob("*.db")):
+        if file not in main and (damage := _damage(file)):
+            yield _Defect(
+                f"{file} is damaged ({damage})",
+                "delete it: the log of that run is lost, nothing else",
+            )
+
+
+def _damage(file: Path) -> str:
+    """Return what SQLite finds wrong with a file, or the empty string."""
+    if not file.is_file():
+        return ""
+    try:
+        with closing(sqlite3.connect(file, timeout=_BUSY_SECONDS)) as connection:
+            (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.OperationalError as error:
+        return "" if "locked" in str(error) else str(error)  # locked: somebody works with it
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return "" if said == "ok" else " ".join(str(said).split())
+
+
+def _runs(home: Home) -> Iterator[_Defect]:
+    main = _main_databases(home)
+    if not main[0].is_file() or any(map(_damage, main)):
+        return
+    prepare_environment(home)
+    with dg.DagsterInstance.get() as instance:
+        for record in instance.get_run_records(dg.RunsFilter(statuses=_AT_WORK)):
+            yield from _run(home, instance, record)
+        yield from _pool_slots(instance)
+
+
+def _run(home: Home, instance: dg.DagsterInstance, record: dg.RunRecord) -> Iterator[_Defect]:
+    """A run that is marked as going on and has no process: its corpus's lock is free."""
+    run = record.dagster_run
+    corpus = run.tags.get("dagster/partition")
+    by_hand = COMMAND_LINE.items() <= run.tags.items()
+    if corpus is None or not (by_hand or _should_hold_lock(record)):
+        return
+    try:
+        with alone(home, corpus):
+            mend = (
+                partial(end_dead_runs, home, instance, corpus)
+                if by_hand
+                else partial(_end, instance, run)
+            )
+            yield _Defect(
+                f"run {run.run_id} of corpus {corpus!r} is marked as going on, and has no process",
+                "marked as failed, and its place in the pool freed",
+                mend,
+            )
+    except RunFailed:
+        return
+
+
+def _should_hold_lock(record: dg.RunRecord) -> bool:
+    changed = record.update_timestamp.replace(tzinfo=record.update_timestamp.tzinfo or UTC)
+    return time.time() - changed.timestamp() > _SECONDS_TO_START
+
+
+def _end(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    instance.report_run_failed(run, "the process of this run is gone (ragtuned doctor)")
+    instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+
+
+def _pool_slots(instance: dg.DagsterInstance) -> Iterator[_Defect]:
+    storage = instance.event_log_storage
+    for key in sorted(storage.get_concurrency_keys()):
+        info = storage.get_concurrency_info(key)
+        holders = info.active_run_ids | {step.run_id for step in info.pending_steps}
+        for holder in sorted(holders):
+            run = instance.get_run_by_id(holder)
+            if run is None or run.is_finished:
+                yield _Defect(
+                    f"run {holder} is over and still has a place in the pool {key!r}",
+                    "freed",
+                    partial(storage.free_concurrency_slots_for_run, holder),
+                )
+
+
+# --- one corpus, its lock held ----------------------------------------------------------------
+
+
+def _corpus(home: Home, corpus: str) -> Iterator[_Defect]:
+    yield from _set_up(home, corpus)
+    if unfinished_forgetting(home, corpus) is not None:
+        yield _Defect(
+            f"forgetting a document of corpus {corpus!r} was interrupted",
+            f"run `ragtuned forget {corpus}`: it goes on",
+        )
+    if trainers := trainers_at_work(home, corpus):
+        numbers = ", ".join(str(trainer.pid) for trainer in trainers)
+        yield _Defect(
+            f"a trainer of corpus {corpus!r} works without a run (process {numbers})",
+            "stopped, after a checkpoint",
+            partial(stop_orphan_trainers, home, corpus),
+        )
+    yield from _temporaries(_own_temporaries(home, corpus))
+    items = home.items(corpus)
+    if damage := _damage(items):
+        yield _Defect(
+            f"{items} is damaged ({damage})", "deleted; the next run makes it anew", items.unlink
+        )
+    yield from _adapters(home, corpus)
+    yield from _tables(home, corpus)
+
+
+def _set_up(home: Home, corpus: str) -> Iterator[_Defect]:
+    """What a run of the corpus would refuse at once: its folder, its settings, its tools."""
+    try:
+        home.documents(corpus)
+    except CorpusMissing as error:
+        yield _Defect(str(error), "until then its adapter answers as before")
+    try:
+        settings = home.settings(corpus)
+        check_early(settings)
+        if settings.teacher.engine == "vllm":
+            from ragtuned_pipeline.inference.vllm_server import interpreter
+
+            interpreter()
+    except (SettingsError, TeacherStopped) as error:
+        yield _Defect(f"corpus {corpus!r} cannot be run: {error}", "see to that, then run it again")
+
+
+def _own_temporaries(home: Home, corpus: str) -> Iterator[Path]:
+    yield from home.corpora.glob(f".{corpus}.json.*.tmp")
+    yield from home.corpora.glob(f"..{corpus}.*.tmp")
+    for folder in ("adapters", "reports", "training"):
+        yield from (home.folder / folder / corpus).rglob(".*.tmp")
+    for path in _table_files(home):
+        if isinstance(path, Path) and path.name.startswith(f".{corpus}.parquet."):
+            yield path
+
+
+def _adapters(home: Home, corpus: str) -> Iterator[_Defect]:
+    folder = home.adapters / corpus
+    damaged = {
+        place.name: damage
+        for place in sorted(folder.glob("[0-9a-f]*"))
+        if _ADAPTER.fullmatch(place.name) and (damage := _adapter_damage(place))
+    }
+    try:
+        entries = past.history(home, corpus)
+    except past.PromotionError as error:
+        yield _Defect(str(error), "until then nothing is promoted or rolled back")
+        return
+    link = folder / "current"
+    answers = link.readlink().name if link.is_symlink() else None
+    if answers is not None and (answers in damaged or not link.is_dir()):
+        why = damaged.get(answers, "it is gone")
+        earlier = _intact(home, corpus, entries, {answers, *damaged})
+        yield _Defect(
+            f"adapter {answers}, which answers for {corpus!r}, is not whole ({why})",
+            f"adapter {earlier} answers again, until the next run"
+            if earlier
+            else "none answers until the next run",
+            partial(_let_answer, home, corpus, answers, earlier),
+        )
+    for adapter, why in damaged.items():
+        yield _Defect(
+            f"adapter {adapter} of corpus {corpus!r} is not whole ({why})",
+            "deleted; the next run tunes it again if it is still wanted",
+            partial(adapter_store.delete, home.adapters, corpus, adapter),
+        )
+
+
+def _adapter_damage(folder: Path) -> str:
+    """Return why an adapter is not whole, or the empty string.
+
+    The weights' file begins with the length of its header, which tells where its last tensor ends
+    (https://github.com/huggingface/safetensors, "Format").
+    """
+    try:
+        for name in ("adapter_config.json", "base_model.json"):
+            json.loads((folder / name).read_text(encoding="utf-8"))
+        weights = folder / "adapter_model.safetensors"
+        with weights.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            header = json.loads(handle.read(min(length, weights.stat().st_size)))
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, OSError) as error:
+        return f"a file of it cannot be read: {error}"
+    tensors = (each for name, each in header.items() if name != "__metadata__")
+    end = 8 + length + max((each["data_offsets"][1] for each in tensors), default=0)
+    return "" if weights.stat().st_size == end else "its weights are cut off"
+
+
+def _intact(
+    home: Home, corpus: str, entries: tuple[past.Entry, ...], without: set[str]
+) -> str | None:
+    """Return the last adapter that was promoted and is whole; of a home from before there was a
+    history, the last trained one."""
+    training = read_training(home, corpus, "tuned")
+    promoted = [entry.adapter for entry in reversed(entries) if entry.moved]
+    candidates = promoted or ([training.adapter] if training else [])
+    stored = set(adapter_store.stored(home.adapters, corpus)) - without
+    return next((adapter for adapter in candidates if adapter in stored), None)
+
+
+def _let_answer(home: Home, corpus: str, damaged: str, adapter: str | None) -> None:
+    with past.locked(home, corpus) as entries:
+        if adapter is None:
+            (home.adapters / corpus / "current").unlink()
+        else:
+            entry = past.Entry(
+                what="promoted by hand",
+                adapter=adapter,
+                left=damaged,
+                trained=None,  # no adapter is set aside by this
+                when=past.now(),
+                run=past.COMMAND_LINE,
+                data_version="",
+                numbers={},
+                reasons=(f"ragtuned doctor: adapter {damaged} was not whole",),
+            )
+            past.append(home, corpus, entries, entry)
+
+
+def _tables(home: Home, corpus: str) -> Iterator[_Defect]:
+    store = TableStore(home.tables)
+    for path in _table_files(home):
+        name = path.parent.name
+        if path.name != f"{corpus}.parquet" or schema_name(name) not in SCHEMAS:
+            continue
+        try:
+            check_schema(schema_name(name), store.read(name, corpus))
+        except (pa.ArrowException, OSError) as error:
+            why = f"cannot be read ({' '.join(str(error).split())[:200]})"
+        except ValueError as error:
+            why = f"is of another version ({error})"
+        else:
+            continue
+        yield _Defect(f"{path} {why}", "deleted; the next run makes it anew", path.unlink)
+
+
+def _table_files(home: Home) -> list[UPath]:
+    base = TableStore(home.tables).base
+    folders = sorted(base.iterdir(), key=str) if base.exists() else []
+    return [path for folder in folders for path in sorted(folder.iterdir(), key=str)]
