@@ -71,11 +71,11 @@ class Training:
 class Retuning:
     """What decides whether a training goes on from the promoted adapter.
 
-    `statements` are those of `warm_start.warm_rows`.
+    `stated` are the corpus's `warm_start.statements`.
     """
 
     settings: RetuningSettings
-    statements: pa.Table
+    stated: pa.Table
 
 
 def training_file(home: Home, corpus: str, purpose: str) -> Path:
@@ -199,7 +199,7 @@ def train_adapter(
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     adapter = adapter_store.store(folder / "adapter", home.adapters, corpus, settings.base_model)
     if retuning:
-        learned = learned_rows(rows, start.earlier, goes_on=bool(start.adapter))
+        learned = learned_rows(rows, retuning.stated, start.earlier, goes_on=bool(start.adapter))
         _put(learned, rows_file(home.adapters, corpus, adapter))
     training = Training(
         key,
@@ -251,7 +251,7 @@ def _start(
         chosen = warm_rows(
             rows,
             earlier,
-            retuning.statements,
+            retuning.stated,
             retuning.settings.replay_share,
             settings.seed,
             promoted,

@@ -2,11 +2,12 @@
 
 Going on from an adapter with the new rows alone makes a model forget the earlier ones; a replay of
 a part of them counters it (Robins 1995, doi 10.1080/09540099550039318). Nothing makes it unlearn:
-where the corpus has withdrawn more than a trace of what it has learned, tuning starts from scratch.
+where the corpus has withdrawn a statement that the adapter has learned, tuning starts from scratch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,24 +18,26 @@ import pyarrow.compute as pc
 from ragtuned_pipeline.ids import content_id, seeded_int
 from ragtuned_pipeline.settings import TuningSettings
 from ragtuned_pipeline.synthesis.facts import LOCAL
+from ragtuned_pipeline.synthesis.local import PASSAGE_GENERATOR
 from ragtuned_pipeline.tuning.sft import adapter_shape
 
-# What an adapter has learned, one row a training row, no text in it. `content` is a hash of the
-# system message, the prompt and the completion. `age`, against the adapter that was promoted when
-# this one was tuned: "first" (there was none), "new", "old" (it had learned the very row), or
-# "past": this one went on from it, and the row is no longer among those to be tuned on.
+# What an adapter has learned, one row a training row, without its text: `prompt` and `answer` are
+# hashes, `content` is one of the system message and both. `statement`: one of `statements`, when it
+# was learned. `age`, against the adapter that was promoted when this one was tuned: "first" (there
+# was none), "new", "old" (it had learned the very row), or "past": this one went on from it, and
+# the row is no longer among those to be tuned on.
 LEARNED = pa.schema(
     [
         ("id", pa.string()),
         ("fact_id", pa.string()),
-        ("kind", pa.string()),
+        ("statement", pa.bool_()),
+        ("prompt", pa.string()),
+        ("answer", pa.string()),
         ("content", pa.string()),
         ("age", pa.string()),
     ]
 )
 
-# Of the statements that an adapter has learned: how many may be gone from the corpus.
-MAX_WITHDRAWN = 0.001
 # Of the tokens of a training from scratch: how many a warm start may take, to be worth it.
 MAX_TOKENS = 0.75
 
@@ -79,11 +82,28 @@ def row_contents(rows: pa.Table) -> list[str]:
     return [content_id("row", system or "", *told) for system, *told in zip(*columns, strict=True)]
 
 
-def learned_rows(rows: pa.Table, earlier: pa.Table | None, goes_on: bool) -> pa.Table:
+def statements(qa_pairs: pa.Table) -> pa.Table:
+    """Return the pairs that may be tuned on and say what one place of the corpus says.
+
+    Those about entities, relationships and communities are put together from these, and passages
+    are shown whole: each changes whenever something is added, though nothing is withdrawn.
+    """
+    return qa_pairs.filter(
+        pc.field("kept")
+        & (pc.field("split") == "train")
+        & (pc.field("kind") == LOCAL)
+        & (pc.field("generator") != PASSAGE_GENERATOR)
+    )
+
+
+def learned_rows(
+    rows: pa.Table, stated: pa.Table, earlier: pa.Table | None, goes_on: bool
+) -> pa.Table:
     """Return what an adapter has learned; see LEARNED.
 
     Args:
         rows: the training rows of the corpus as they are now.
+        stated: its `statements`.
         earlier: what the adapter that is promoted has learned, None where there is none.
         goes_on: whether the adapter was made from that one, and so knows its rows too.
     """
@@ -95,7 +115,11 @@ def learned_rows(rows: pa.Table, earlier: pa.Table | None, goes_on: bool) -> pa.
         ages = ["old" if each in known else "new" for each in contents]
     learned = pa.table(
         {
-            **{name: rows[name] for name in ("id", "fact_id", "kind")},
+            "id": rows["id"],
+            "fact_id": rows["fact_id"],
+            "statement": pc.is_in(rows["id"], value_set=stated["id"].combine_chunks()),
+            "prompt": _hashes(rows["prompt"]),
+            "answer": _hashes(rows["completion"]),
             "content": pa.array(contents, pa.string()),
             "age": pa.array(ages, pa.string()),
         },
@@ -103,9 +127,10 @@ def learned_rows(rows: pa.Table, earlier: pa.Table | None, goes_on: bool) -> pa.
     )
     if earlier is None or not goes_on:
         return learned
-    past = earlier.filter(pc.invert(_among(earlier["content"], contents)))
+    past = earlier.filter(pc.invert(pc.is_in(earlier["content"], value_set=pa.array(contents))))
     age = pa.array(["past"] * past.num_rows, pa.string())
-    return pa.concat_tables([learned, past.set_column(4, "age", age)])
+    place = LEARNED.get_field_index("age")
+    return pa.concat_tables([learned, past.set_column(place, "age", age)])
 
 
 def earlier_facts(learned: pa.Table) -> set[str] | None:
@@ -119,7 +144,7 @@ def earlier_facts(learned: pa.Table) -> set[str] | None:
 def warm_rows(
     rows: pa.Table,
     learned: pa.Table,
-    statements: pa.Table,
+    stated: pa.Table,
     replay_share: float,
     seed: int,
     start: str,
@@ -134,17 +159,21 @@ def warm_rows(
 
     Args:
         rows: table training_rows.
-        statements: system, prompt and completion of all local pairs that may be tuned on, those
-            that the time budget has left out too.
+        stated: `statements` of the corpus as it is now, those that the time budget has left out
+            too.
         start: the adapter's content hash: each re-tuning draws anew.
 
     Raises:
-        StartFromScratch: no row is new, too much of what was learned is withdrawn, or the rows
+        StartFromScratch: no row is new, a statement that was learned is withdrawn, or the rows
             would take more than MAX_TOKENS of the tokens of a training from scratch.
     """
-    _check_withdrawn(learned, statements)
-    contents = row_contents(rows)
-    known = np.isin(contents, learned["content"].to_pylist())
+    withdrawn = _withdrawn(learned.filter(pc.field("statement")), stated)
+    if withdrawn:
+        raise StartFromScratch(
+            f"{withdrawn} rows that the promoted adapter has learned say what the corpus says no "
+            "longer, and tuning does not unlearn"
+        )
+    known = np.isin(row_contents(rows), learned["content"].to_pylist())
     new, old = np.flatnonzero(~known), np.flatnonzero(known)
     if not len(new):
         raise StartFromScratch("no row is new to the promoted adapter")
@@ -161,19 +190,17 @@ def warm_rows(
     return WarmRows(rows.take(pa.array(taken)), len(new), len(replayed))
 
 
-def _check_withdrawn(learned: pa.Table, statements: pa.Table) -> None:
-    local = learned.filter(pc.field("kind") == LOCAL)
-    stated = _among(local["content"], row_contents(statements))
-    withdrawn = local.num_rows - stated.true_count
-    if withdrawn > MAX_WITHDRAWN * local.num_rows:
-        raise StartFromScratch(
-            f"{withdrawn} of {local.num_rows} rows on statements that the promoted adapter has "
-            "learned are stated no longer or answered otherwise, and tuning does not unlearn"
-        )
+def _withdrawn(learned: pa.Table, stated: pa.Table) -> int:
+    """Count the learned rows whose answer is given no longer, or whose question has another one."""
+    answers, questions = _hashes(stated["answer"]), _hashes(stated["question"])
+    given = pc.is_in(learned["answer"], value_set=answers)
+    now = answers.take(pc.index_in(learned["prompt"], value_set=questions))
+    stands = pc.and_(given, pc.fill_null(pc.equal(now, learned["answer"]), True))
+    return int(np.count_nonzero(~np.asarray(stands)))
 
 
-def _among(values: pa.ChunkedArray, known: list[str]) -> pa.BooleanArray:
-    return pc.is_in(values.combine_chunks(), value_set=pa.array(known, pa.string()))
+def _hashes(texts: Iterable[pa.StringScalar]) -> pa.Array:
+    return pa.array([content_id("text", text.as_py()) for text in texts], pa.string())
 
 
 def _spread(rows: pa.Table, seed: int, start: str) -> np.ndarray:

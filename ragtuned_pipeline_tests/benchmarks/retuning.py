@@ -34,7 +34,7 @@ from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 from ragtuned_pipeline.settings import EMBEDDED_MODEL, TuningSettings
 from ragtuned_pipeline.synthesis.facts import LOCAL
 from ragtuned_pipeline.tuning import sft
-from ragtuned_pipeline.tuning.warm_start import earlier_facts, learned_rows, warm_rows
+from ragtuned_pipeline.tuning.warm_start import earlier_facts, learned_rows, statements, warm_rows
 from ragtuned_pipeline_tests.benchmarks.embedded_recipe import folder_pairs, is_right
 
 NEWS = Path(__file__).parents[2] / "ragtuned_pipeline" / "samples" / "news" / "documents"
@@ -45,28 +45,21 @@ _ASKED = ("held_out_wording", "new_wording")
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is made of one folder; `statements` are its local pairs, as rows."""
+    """What is made of one folder; `stated` are its statements."""
 
     rows: pa.Table
     queries: pa.Table
-    statements: pa.Table
+    stated: pa.Table
 
     @classmethod
     def of(cls, folder: Path, settings: TuningSettings) -> Corpus:
         pairs, rows, queries = folder_pairs(folder, settings)
-        local = (pc.field("kind") == LOCAL) & pc.field("kept") & (pc.field("split") == "train")
-        stated = pairs.filter(local)
-        return cls(
-            rows,
-            queries.filter(pc.field("question_set").isin(_ASKED)),
-            pa.table(
-                {
-                    "system": pa.nulls(stated.num_rows, pa.string()),
-                    "prompt": stated["question"],
-                    "completion": stated["answer"],
-                }
-            ),
-        )
+        asked = queries.filter(pc.field("question_set").isin(_ASKED))
+        return cls(rows, asked, statements(pairs))
+
+    def learned(self) -> pa.Table:
+        """What an adapter tuned on it from scratch has learned."""
+        return learned_rows(self.rows, self.stated, None, goes_on=False)
 
 
 @dataclass(frozen=True)
@@ -103,11 +96,10 @@ class Bench:
 
     def again(self, way: Way, before: Corpus, after: Corpus, adapter: Path) -> sft.TrainResult:
         """Go on from `adapter`, which was tuned on `before`, to `after`."""
-        # Whether a warm start is allowed is the question: here nothing counts as withdrawn.
-        stated = pa.concat_tables([after.statements, before.statements])
-        learned = learned_rows(before.rows, None, goes_on=False)
+        # Whether a warm start is to be allowed is the question: here nothing counts as withdrawn.
+        learned = learned_rows(before.rows, before.stated.slice(0, 0), None, goes_on=False)
         seed = self._settings.seed
-        chosen = warm_rows(after.rows, learned, stated, way.replay, seed, adapter.name)
+        chosen = warm_rows(after.rows, learned, after.stated, way.replay, seed, adapter.name)
         print(f"    {chosen.new} rows new or changed, {chosen.replayed} replayed", flush=True)
         return self.tune(chosen.rows, adapter, way.rate)
 
@@ -155,12 +147,12 @@ def addition(
     Returns:
         The trainings from scratch, without the documents and with them.
     """
-    ages = learned_rows(whole.rows, learned_rows(less.rows, None, goes_on=False), goes_on=False)
+    ages = learned_rows(whole.rows, whole.stated, less.learned(), goes_on=False)
     old = earlier_facts(ages) or set()
     of_old = sum(fact in old for fact in whole.queries["fact_id"].to_pylist())
     print(
-        f"addition: {less.rows.num_rows} rows, then {whole.rows.num_rows}; {of_old} questions about "
-        f"old facts, {whole.queries.num_rows - of_old} about new ones",
+        f"addition: {less.rows.num_rows} rows, then {whole.rows.num_rows}; {of_old} questions "
+        f"about old facts, {whole.queries.num_rows - of_old} about new ones",
         flush=True,
     )
 

@@ -16,7 +16,6 @@ from ragtuned_pipeline.orchestration.training import (
     Retuning,
     trained,
 )
-from ragtuned_pipeline.synthesis.facts import LOCAL
 
 
 @dg.asset(
@@ -38,11 +37,11 @@ def lora_adapter(
     """A LoRA adapter of the base model, tuned on the training rows by TRL's SFTTrainer: from
     scratch, or from the promoted adapter with a replay of earlier rows (retuning.start)."""
     from ragtuned_pipeline.evaluation.questions.queries import trained_facts
+    from ragtuned_pipeline.tuning.warm_start import statements
 
     teacher.stop()  # the GPU is the trainer's now
     settings = home.home.settings(context.partition_key)
     tuning = settings.tuning
-    told = system_message(tuning.base_model)
     facts = trained_facts(training_rows)
     other_wordings = qa_pairs.filter(
         pc.and_(
@@ -50,18 +49,15 @@ def lora_adapter(
             pc.is_in(qa_pairs["fact_id"], value_set=facts),
         )
     )
-    statements = qa_pairs.filter(
-        pc.field("kept") & (pc.field("split") == "train") & (pc.field("kind") == LOCAL)
-    )
     return trained(
         context,
         home.home,
         pipes,
         "tuned",
         training_rows,
-        as_rows(other_wordings, told),
+        as_rows(other_wordings, system_message(tuning.base_model)),
         tuning,
-        Retuning(settings.retuning, as_rows(statements, told)),
+        Retuning(settings.retuning, statements(qa_pairs)),
     )
 
 
