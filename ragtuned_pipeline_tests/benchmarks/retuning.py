@@ -1,7 +1,7 @@
 """What a re-tuning makes of new facts and of old ones: from scratch, and warm with replay.
 
-    python -m ragtuned_pipeline_tests.benchmarks.retuning [--minutes 2] [--without 4]
-        [--seeds 42 43] [--replay 0 0.5 0.8] [--rates 1] [--edits] [--deletion]
+    python -m ragtuned_pipeline_tests.benchmarks.retuning [--minutes 1] [--without 3]
+        [--seeds 42 43] [--replay 0 0.5 0.8] [--rates 0.5] [--edits] [--deletion]
 
 The embedded model is tuned on the news sample without some of its documents, then again on all of
 it in each way. The questions are held-out and new wordings of facts of the whole sample, new and
@@ -81,14 +81,18 @@ class Bench:
         self._settings = settings
         self._made = 0
 
-    def tune(self, rows: pa.Table, start: Path | None = None, rate: float = 1.0) -> sft.TrainResult:
-        """Train on `rows` in a new folder."""
+    def tune(
+        self, rows: pa.Table, start: Path | None = None, rate: float = sft.WARM_RATE
+    ) -> sft.TrainResult:
+        """Train on `rows` in a new folder; from `start`, at `rate` of the learning rate."""
         self._made += 1
         folder = self._folder / str(self._made)
         folder.mkdir()
         pq.write_table(rows, folder / "rows.parquet")
+        # The trainer takes WARM_RATE of it by itself.
+        share = rate / sft.WARM_RATE if start else 1.0
         settings = self._settings.model_copy(
-            update={"learning_rate": self._settings.learning_rate * rate}
+            update={"learning_rate": self._settings.learning_rate * share}
         )
         return sft.train(
             folder / "rows.parquet", None, settings, folder / "run", lambda _: None, start
@@ -239,12 +243,12 @@ def change_numbers(file: Path) -> None:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=2.0, help="tuning.time_budget_minutes")
-    parser.add_argument("--without", type=int, default=4, help="documents that come, go or change")
+    parser.add_argument("--minutes", type=float, default=1.0, help="tuning.time_budget_minutes")
+    parser.add_argument("--without", type=int, default=3, help="documents that come, go or change")
     parser.add_argument("--seeds", type=int, nargs="*", default=[42, 43])
     parser.add_argument("--replay", type=float, nargs="*", default=[0.0, 0.5, 0.8])
     parser.add_argument(
-        "--rates", type=float, nargs="*", default=[1.0], help="of the learning rate"
+        "--rates", type=float, nargs="*", default=[sft.WARM_RATE], help="of the learning rate"
     )
     parser.add_argument("--deletion", action="store_true")
     parser.add_argument("--edits", action="store_true")

@@ -18,7 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from ragtuned_pipeline.orchestration.assets.tuning import lora_adapter
 from ragtuned_pipeline.orchestration.home import Home
+from ragtuned_pipeline.orchestration.resources import HomeResource
+from ragtuned_pipeline.orchestration.teaching import TeacherResource
 from ragtuned_pipeline.orchestration.training import (
     Retuning,
     Training,
@@ -27,7 +30,7 @@ from ragtuned_pipeline.orchestration.training import (
     train_adapter,
 )
 from ragtuned_pipeline.settings import RetuningSettings, TuningSettings
-from ragtuned_pipeline.tables import table
+from ragtuned_pipeline.tables import SCHEMAS, table
 from ragtuned_pipeline.tuning import adapter_store
 from ragtuned_pipeline.tuning.trainer import TrainJob, run_job
 from ragtuned_pipeline.tuning.warm_start import rows_file
@@ -258,6 +261,61 @@ def test_an_adapter_that_is_never_promoted_starts_from_scratch(home: Home) -> No
     ):
         train_adapter(context, home, client, "control", told, None, TUNING, retuning=None)
     assert started.value.args[0]["start_from"] is None
+
+
+def pairs(told: pa.Table) -> pa.Table:
+    """The table qa_pairs behind the rows."""
+    usual = {
+        "split": "train",
+        "wording": 0,
+        "kept": True,
+        "drop_reason": None,
+        "generator": "template:local@1",
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+        "gold": "",
+        "form": "",
+        "style": "long",
+    }
+    links: dict[str, list[str]] = {
+        name: [] for name in SCHEMAS["qa_pairs"].names if name.endswith("_ids")
+    }
+    return table(
+        "qa_pairs",
+        [
+            {"id": row["id"], "fact_id": row["fact_id"], "kind": row["kind"], **links, **usual}
+            | {"question": row["prompt"], "answer": row["completion"]}
+            for row in told.to_pylist()
+        ],
+    )
+
+
+def test_the_step_tunes_nothing_after_an_edit_that_the_time_budget_leaves_out(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "documents").mkdir()
+    small = {"tuning": {"rank": 8, "alpha": 16, "epochs": 1}}
+    Home(tmp_path).register(CORPUS, tmp_path / "documents", None, small)
+
+    def step(told: pa.Table, known: pa.Table, pipes: Any) -> tuple[Any, Any]:
+        with dg.build_asset_context(partition_key=CORPUS) as context:
+            made: Any = lora_adapter(
+                context,
+                home=HomeResource(folder=str(tmp_path)),
+                teacher=TeacherResource(),
+                pipes=pipes,
+                training_rows=told,
+                qa_pairs=pairs(known),
+            )
+        return made.data_version, made.metadata["unchanged"]
+
+    told = rows(FACTS[:2])
+    version, unchanged = step(told, told, InThisProcess())
+    assert not unchanged
+    in_another_order = told.take(pa.array(range(told.num_rows)[::-1]))
+    assert step(in_another_order, rows(FACTS), OnlyTold()) == (version, True)
+    with pytest.raises(Started):
+        step(rows(FACTS[:3]), rows(FACTS), OnlyTold())
 
 
 def test_the_folder_of_a_training_is_its_own_by_its_start(home: Home) -> None:
