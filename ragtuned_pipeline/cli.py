@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import sqlite3
 import sys
 from contextlib import contextmanager
 from enum import StrEnum
@@ -16,6 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ragtuned_pipeline.orchestration.home import Home
+
+# The disk is full or broken, or may not be written: nothing that another command would change.
+_PLACE_FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_MEND_PLACE = (
+    "`ragtuned doctor` says what is wrong. What was finished is kept, and the same command goes on "
+    "from there"
+)
 
 app = typer.Typer(
     name="ragtuned",
@@ -399,6 +408,12 @@ def main() -> None:
         sys.exit(1)
     except SettingsError as error:
         _usage_error(str(error))
+    except OSError as error:
+        if error.errno not in _PLACE_FAILS:
+            raise
+        _fail(f"{error.filename or 'a file'}: {error.strerror}; {_MEND_PLACE}")
+    except sqlite3.DatabaseError as error:
+        _fail(f"a database of the home cannot be used ({error}); {_MEND_PLACE}")
 
 
 def _home(home: str | None) -> Home:

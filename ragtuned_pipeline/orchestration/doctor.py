@@ -128,10 +128,9 @@ def _unwritable(folder: Path) -> str:
     probe = folder / f".doctor.{os.getpid()}.tmp"
     try:
         probe.write_bytes(b"x")
+        probe.unlink()
     except OSError as error:
         return error.strerror or str(error)
-    finally:
-        probe.unlink(missing_ok=True)
     return ""
 
 

@@ -38,6 +38,7 @@ from ragtuned_pipeline.orchestration.runs import (
     StepEvent,
     end_dead_runs,
     prepare_environment,
+    records_written,
     run_holding_lock,
 )
 from ragtuned_pipeline.settings import SettingsError
@@ -470,7 +471,7 @@ def _delete(home: Home, corpus: str, forgetting: Forgetting, notes: list[str]) -
     (home.folder / "reports" / "index.html").unlink(missing_ok=True)
     (home.corpora / f".{corpus}.files.json").unlink(missing_ok=True)
     _remove_logs(home, corpus, notes)
-    with dg.DagsterInstance.get() as instance:
+    with records_written(), dg.DagsterInstance.get() as instance:
         end_dead_runs(home, instance, corpus)
         runs = forget_records(instance, corpus)
     return counts | {"tables": len(tables), "runs": runs}

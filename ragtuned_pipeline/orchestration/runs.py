@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +81,7 @@ def run_holding_lock(
     from ragtuned_pipeline.definitions import defs
 
     prepare_environment(home)
-    with dg.DagsterInstance.get() as instance:
+    with records_written(), dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions(corpora.name or "", [corpus])
         end_dead_runs(home, instance, corpus)
         run_id = str(uuid.uuid4())
@@ -103,6 +103,25 @@ def run_holding_lock(
         if not result.success:
             raise RunFailed(_reason(result.all_events))
     return run_id
+
+
+@contextmanager
+def records_written() -> Iterator[None]:
+    """Say in words that Dagster cannot write, as on a full disk; the steps say so themselves.
+
+    Raises:
+        RunFailed: in place of the database's error.
+    """
+    from sqlalchemy.exc import OperationalError
+
+    try:
+        yield
+    except OperationalError as error:
+        raise RunFailed(
+            f"Dagster cannot write its records in {os.environ['RAGTUNED_DAGSTER']} ({error.orig}); "
+            "`ragtuned doctor` says what is wrong. What was finished is kept, and the same command "
+            "goes on from there"
+        ) from None
 
 
 def end_dead_runs(home: Home, instance: dg.DagsterInstance, corpus: str) -> None:

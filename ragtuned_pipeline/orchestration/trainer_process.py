@@ -17,6 +17,8 @@ from ragtuned_pipeline.tuning.trainer import TrainJob, die_with_parent, run_job
 
 def main() -> int:
     """Return 0 also where training was refused: the reason then comes as a custom message."""
+    from safetensors import SafetensorError
+
     die_with_parent()
     # Ctrl-C reaches the whole process group: save a checkpoint then, too.
     signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
@@ -30,7 +32,7 @@ def main() -> int:
             run_job(TrainJob.model_validate(pipes.get_extra("job")), progress)
         except TrainingInterrupted:
             return 128 + signal.SIGTERM
-        except (SettingsError, RuntimeError) as error:
+        except (SettingsError, RuntimeError, OSError, SafetensorError) as error:  # a full disk, too
             pipes.report_custom_message({"refused": str(error)})
     return 0
 
