@@ -262,7 +262,7 @@ class RetuningSettings(_Section):
     """How a corpus that has an adapter is tuned again."""
 
     start: Literal["scratch", "warm"] = "scratch"  # warm: from the promoted adapter
-    replay_share: float = Field(0.5, ge=0, lt=1)  # of a warm start's rows: earlier ones, seen again
+    replay_share: float = Field(0.8, ge=0, lt=1)  # of a warm start's rows: earlier ones, seen again
 
 
 class PromotionSettings(_Section):
