@@ -1,39 +1,88 @@
-"""What Dagster has recorded of a corpus: counted, and deleted so that no byte of it stays.
+"""What Dagster has recorded of a corpus: runs that were killed ended, and all of it deleted.
 
 Its events carry previews of tables, so that they hold sentences of documents.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import sqlite3
+import time
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing
+from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from ragtuned_pipeline.orchestration.home import remove
+from ragtuned_pipeline.orchestration.locks import COMMAND_LINE
+
 if TYPE_CHECKING:
     from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 
 _BUSY_SECONDS = 60.0
+# A run of the daemon takes its corpus's lock within seconds of its start. One that is older and
+# does not hold it has no process any more.
+_SECONDS_TO_START = 300.0
+_AT_WORK = [
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+_PARTITION = "dagster/partition"
+_RUN_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class RecordsInUse(RuntimeError):
     """Another process keeps what was deleted in the file; the message says what to do."""
 
 
+def corpora_at_work(instance: dg.DagsterInstance) -> list[str]:
+    """Return the corpora that have a run which is marked as going on, sorted."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=_AT_WORK))
+    return sorted({run.tags[_PARTITION] for run in runs if _PARTITION in run.tags})
+
+
+def runs_without_process(instance: dg.DagsterInstance, corpus: str) -> list[dg.DagsterRun]:
+    """Return the runs of a corpus that are marked as going on and have no process.
+
+    The caller holds the corpus's lock, which a run that goes on would hold itself.
+    """
+    filters = dg.RunsFilter(statuses=_AT_WORK, tags={_PARTITION: corpus})
+    return [
+        record.dagster_run
+        for record in instance.get_run_records(filters)
+        if COMMAND_LINE.items() <= record.dagster_run.tags.items()
+        or time.time() - _changed_at(record) > _SECONDS_TO_START
+    ]
+
+
+def _changed_at(record: dg.RunRecord) -> float:
+    changed = record.update_timestamp
+    return (changed if changed.tzinfo else changed.replace(tzinfo=UTC)).timestamp()
+
+
+def end_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Mark a run that has no process as failed, and free its place in the pool."""
+    instance.report_run_failed(run, "the process of this run was killed")
+    instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+
+
 def ended_runs(instance: dg.DagsterInstance, corpus: str) -> list[str]:
     """Return the ids of the corpus's runs that are over, sorted."""
-    runs = instance.get_runs(dg.RunsFilter(tags={"dagster/partition": corpus}))
+    runs = instance.get_runs(dg.RunsFilter(tags={_PARTITION: corpus}))
     return sorted(run.run_id for run in runs if run.is_finished and _is_ours(run))
 
 
 def forget_records(instance: dg.DagsterInstance, corpus: str) -> int:
     """Delete the corpus's runs that are over, their events, checks and logs; return how many.
 
-    The events of its assets go with them, whatever run they are of. Runs that go on are left alone.
+    The events of its assets go with them, whatever run they are of, and so does what is left of
+    runs that were deleted from the UI. Runs that go on are left alone.
     SQLite files are written anew without what was deleted; a database server does that by itself.
 
     Raises:
@@ -54,7 +103,7 @@ def forget_records(instance: dg.DagsterInstance, corpus: str) -> int:
         instance.delete_run(run)
     if isinstance(storage, SqliteEventLogStorage):
         index = Path(storage.path_for_shard("index"))
-        _delete_shards(instance, index.parent)
+        _delete_remains(instance, index.parent)
         history = index.parents[1]
         for file in (history / "runs.db", index, index.with_name(".db")):
             _write_anew(file)
@@ -106,15 +155,21 @@ def _delete_events(
             storage.store_asset_event(left[0].event_log_entry, left[0].storage_id)
 
 
-def _delete_shards(instance: dg.DagsterInstance, folder: Path) -> None:
-    """Delete the files of runs that are gone: Dagster empties them and lets the bytes be."""
-    shards = {file for file in folder.iterdir() if ".db" in file.name}
-    names = {file.name.partition(".db")[0] for file in shards} - {"", "index"}
-    known = {name for name in names if instance.has_run(name)}
-    for file in shards:
-        name = file.name.partition(".db")[0]
-        if name in names - known:
-            file.unlink(missing_ok=True)
+def _delete_remains(instance: dg.DagsterInstance, events: Path) -> None:
+    """Delete the files of runs that are gone: Dagster empties those of events and lets the bytes
+    be, and keeps what steps have printed.
+
+    Args:
+        events: the folder of the files of events, <run id>.db.
+    """
+    places = [*events.glob("*.db*"), *Path(os.environ["RAGTUNED_DAGSTER"]).iterdir()]
+    known: dict[str, bool] = {}
+    for place in places:
+        run = place.name.partition(".db")[0]
+        if _RUN_ID.fullmatch(run):
+            known[run] = known[run] if run in known else instance.has_run(run)
+            if not known[run]:
+                remove(place)
 
 
 def _write_anew(file: Path) -> None:

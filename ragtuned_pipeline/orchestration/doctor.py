@@ -25,13 +25,18 @@ import pyarrow as pa
 
 from ragtuned_pipeline.inference.calls import TeacherStopped
 from ragtuned_pipeline.orchestration import promotion_history as past
+from ragtuned_pipeline.orchestration.dagster_records import (
+    corpora_at_work,
+    end_run,
+    runs_without_process,
+)
 from ragtuned_pipeline.orchestration.early_checks import check_early
 from ragtuned_pipeline.orchestration.forgetting import unfinished_forgetting
-from ragtuned_pipeline.orchestration.home import CorpusMissing, Home
+from ragtuned_pipeline.orchestration.home import CorpusMissing, Home, remove
 from ragtuned_pipeline.orchestration.io import TableStore
-from ragtuned_pipeline.orchestration.locks import COMMAND_LINE, RunFailed, alone
+from ragtuned_pipeline.orchestration.locks import RunFailed, alone
 from ragtuned_pipeline.orchestration.orphans import stop_orphan_trainers, trainers_at_work
-from ragtuned_pipeline.orchestration.runs import end_dead_runs, prepare_environment
+from ragtuned_pipeline.orchestration.runs import prepare_environment
 from ragtuned_pipeline.orchestration.steps import schema_name
 from ragtuned_pipeline.orchestration.training import read_training
 from ragtuned_pipeline.settings import SettingsError
@@ -42,18 +47,10 @@ if TYPE_CHECKING:
     from upath import UPath
 
 _LEAST_FREE = 1 << 30  # bytes; the checkpoints of one training of a 7B model fit
-# A run of the daemon takes its corpus's lock within seconds of its start. One that is older and
-# does not hold it has no process any more.
-_SECONDS_TO_START = 300.0
 _CLOCKS_DIFFER = 60.0  # seconds, between machines that share a home
 _BUSY_SECONDS = 5.0
 _ADAPTER = re.compile(r"[0-9a-f]{20}")
 _TEMPORARY = re.compile(r"\..*\.(\d+)\.tmp")  # written by that process, then put in place
-_AT_WORK = [
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 @dataclass(frozen=True)
@@ -173,7 +170,7 @@ def _temporaries(files: Iterator[Path]) -> Iterator[_Defect]:
     for file in sorted(files):
         named = _TEMPORARY.fullmatch(file.name)
         if named and not _lives(int(named[1])):
-            yield _Defect(f"{file} was never finished", "deleted", partial(_remove, file))
+            yield _Defect(f"{file} was never finished", "deleted", partial(remove, file))
 
 
 def _lives(process: int) -> bool:
@@ -184,13 +181,6 @@ def _lives(process: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _remove(place: Path) -> None:
-    if place.is_dir() and not place.is_symlink():
-        shutil.rmtree(place)
-    else:
-        place.unlink(missing_ok=True)
 
 
 def _gone_corpora(home: Home) -> Iterator[_Defect]:
@@ -277,42 +267,19 @@ def _runs(home: Home) -> Iterator[_Defect]:
         return
     prepare_environment(home)
     with dg.DagsterInstance.get() as instance:
-        for record in instance.get_run_records(dg.RunsFilter(statuses=_AT_WORK)):
-            yield from _run(home, instance, record)
+        for corpus in corpora_at_work(instance):
+            try:
+                with alone(home, corpus):
+                    for run in runs_without_process(instance, corpus):
+                        yield _Defect(
+                            f"run {run.run_id} of corpus {corpus!r} is marked as going on, and has "
+                            "no process",
+                            "marked as failed, and its place in the pool freed",
+                            partial(end_run, instance, run),
+                        )
+            except RunFailed:
+                continue  # it is at work
         yield from _pool_slots(instance)
-
-
-def _run(home: Home, instance: dg.DagsterInstance, record: dg.RunRecord) -> Iterator[_Defect]:
-    """A run that is marked as going on and has no process: its corpus's lock is free."""
-    run = record.dagster_run
-    corpus = run.tags.get("dagster/partition")
-    by_hand = COMMAND_LINE.items() <= run.tags.items()
-    if corpus is None or not (by_hand or _should_hold_lock(record)):
-        return
-    try:
-        with alone(home, corpus):
-            mend = (
-                partial(end_dead_runs, home, instance, corpus)
-                if by_hand
-                else partial(_end, instance, run)
-            )
-            yield _Defect(
-                f"run {run.run_id} of corpus {corpus!r} is marked as going on, and has no process",
-                "marked as failed, and its place in the pool freed",
-                mend,
-            )
-    except RunFailed:
-        return
-
-
-def _should_hold_lock(record: dg.RunRecord) -> bool:
-    changed = record.update_timestamp.replace(tzinfo=record.update_timestamp.tzinfo or UTC)
-    return time.time() - changed.timestamp() > _SECONDS_TO_START
-
-
-def _end(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    instance.report_run_failed(run, "the process of this run is gone (ragtuned doctor)")
-    instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
 def _pool_slots(instance: dg.DagsterInstance) -> Iterator[_Defect]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,14 +28,18 @@ from pydantic import BaseModel, ConfigDict
 
 from ragtuned_pipeline.corpus.readers import CorpusError, read_folder
 from ragtuned_pipeline.orchestration.answering import CannotAnswer, prepared_system
-from ragtuned_pipeline.orchestration.dagster_records import ended_runs, forget_records
-from ragtuned_pipeline.orchestration.home import Home, write_text
+from ragtuned_pipeline.orchestration.dagster_records import (
+    end_run,
+    ended_runs,
+    forget_records,
+    runs_without_process,
+)
+from ragtuned_pipeline.orchestration.home import Home, remove, write_text
 from ragtuned_pipeline.orchestration.io import TableStore
 from ragtuned_pipeline.orchestration.locks import RunFailed, alone
 from ragtuned_pipeline.orchestration.orphans import stop_orphan_trainers
 from ragtuned_pipeline.orchestration.runs import (
     StepEvent,
-    end_dead_runs,
     prepare_environment,
     records_written,
     run_holding_lock,
@@ -458,21 +461,22 @@ def _delete(home: Home, corpus: str, forgetting: Forgetting, notes: list[str]) -
     }
     for place in sorted(adapters.iterdir()) if adapters.is_dir() else ():
         if place.name not in _KEPT_OF_ADAPTERS:
-            _remove(place)
+            remove(place)
     stop_orphan_trainers(home, corpus)
-    _remove(home.folder / "training" / corpus)
+    remove(home.folder / "training" / corpus)
     _begin_forgetting_replies(home, corpus)
     for place in home.items(corpus).parent.glob(f"{corpus}.sqlite*"):
         place.unlink()
     tables = _tables(home, corpus)
     for path in tables:
         path.unlink()
-    _remove(home.report(corpus))
+    remove(home.report(corpus))
     (home.folder / "reports" / "index.html").unlink(missing_ok=True)
     (home.corpora / f".{corpus}.files.json").unlink(missing_ok=True)
     _remove_logs(home, corpus, notes)
     with records_written(), dg.DagsterInstance.get() as instance:
-        end_dead_runs(home, instance, corpus)
+        for run in runs_without_process(instance, corpus):
+            end_run(instance, run)
         runs = forget_records(instance, corpus)
     return counts | {"tables": len(tables), "runs": runs}
 
@@ -540,16 +544,9 @@ def _remove_logs(home: Home, corpus: str, notes: list[str]) -> None:
             for name in home.names():
                 if name != corpus:
                     others.enter_context(alone(home, name))
-            _remove(logs)
+            remove(logs)
     except RunFailed:
         notes.append(f"{logs} may hold prompts, and another run writes it: delete it afterwards.")
-
-
-def _remove(place: Path) -> None:
-    if place.is_dir() and not place.is_symlink():
-        shutil.rmtree(place)
-    else:
-        place.unlink(missing_ok=True)
 
 
 def _note(home: Home, corpus: str) -> Path:

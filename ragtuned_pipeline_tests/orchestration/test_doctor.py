@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from ragtuned_pipeline.item_store import open_items
-from ragtuned_pipeline.orchestration import doctor, orphans
+from ragtuned_pipeline.orchestration import dagster_records, doctor, orphans
 from ragtuned_pipeline.orchestration import promotion_history as past
 from ragtuned_pipeline.orchestration.doctor import Finding, examine
 from ragtuned_pipeline.orchestration.home import Home, write_text
@@ -294,7 +294,7 @@ def test_a_run_without_a_process_is_ended(
     run = start(instance, tags)
     if not tags:
         assert examine(home, mend=True) == [], "it may only just have begun"
-        monkeypatch.setattr(doctor, "_SECONDS_TO_START", -60.0)
+        monkeypatch.setattr(dagster_records, "_SECONDS_TO_START", -60.0)
     with alone(home, "notes"):
         assert examine(home, mend=True) == [], "its process lives"
     [mended] = examine(home, mend=True)
