@@ -583,3 +583,17 @@ def test_memory_does_not_grow_with_the_number_of_calls(store: CompletionStore) -
                 gc.collect()
                 alive.append(sum(isinstance(each, Call) for each in gc.get_objects()))
     assert alive[1] <= 8 * 8 + 8
+
+
+def test_a_corpus_forgets_replies_that_it_alone_was_given(store: CompletionStore) -> None:
+    other = Scope("run-2", "journal")
+    with ChatServer(echo) as server:
+        answers(settings(server), store, calls(3))
+        answers(settings(server), store, calls(1), scope=other)
+        store.begin_forgetting(SCOPE.corpus)
+        answers(settings(server), store, calls(2), scope=SCOPE)
+        assert store.forget(SCOPE.corpus) == 1
+        store.begin_forgetting(SCOPE.corpus)
+        assert store.forget(SCOPE.corpus) == 1, "the other corpus was given the first one too"
+        answers(settings(server), store, calls(1), scope=other)
+    assert total(store, other).calls == 0, "and pays for it no second time"
