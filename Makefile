@@ -15,8 +15,9 @@ demo: $(VENV)/.installed
 	$(BIN)/ragtuned run $(NEWS)/documents --name news --gold $(NEWS)/gold/questions.jsonl \
 	  --set tuning.time_budget_minutes=1.8
 
+# One thread for each of the two processes: threads of two trainings would wait for each other.
 test: $(VENV)/.installed-test
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

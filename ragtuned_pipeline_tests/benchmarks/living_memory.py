@@ -31,7 +31,7 @@ from ragtuned_pipeline_tests.evaluation.browser import start
 
 ROOT = Path(__file__).parents[2]
 CORPUS = "harbour"
-QUESTION = "Who keeps the lamp at Sallow Point?"
+QUESTION = "How many marks does the Tollen Harbour Trust pay Ottilie Brandt a month?"
 NEWS = """# A keeper for the lamp
 
 By Ines Quarrow, 2 November 2041
