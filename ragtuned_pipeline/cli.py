@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from ragtuned_pipeline.orchestration.home import Home
 
 # The disk is full or broken, or may not be written: nothing that another command would change.
-_PLACE_FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_PLACE_FAILS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+}
 _MEND_PLACE = (
     "`ragtuned doctor` says what is wrong. What was finished is kept, and the same command goes on "
     "from there"
@@ -191,20 +194,23 @@ def status(
     """Show what each corpus holds: tables, adapter, scores, failures."""
     from ragtuned_pipeline.orchestration.display import show_status
     from ragtuned_pipeline.orchestration.promotion_history import PromotionError
-    from ragtuned_pipeline.orchestration.status import corpus_status
+    from ragtuned_pipeline.orchestration.status import corpus_status, home_status
 
     place = _known(home, corpus) if corpus else _home(home)
     try:
-        found = [corpus_status(place, name) for name in ([corpus] if corpus else place.names())]
+        found, misnamed = ([corpus_status(place, corpus)], []) if corpus else home_status(place)
     except PromotionError as error:
         _fail(str(error))
     if as_json:
-        print(json.dumps({"home": str(place.folder), "corpora": found}, ensure_ascii=False))
+        told = {"home": str(place.folder), "corpora": found, "misnamed": misnamed}
+        print(json.dumps(told, ensure_ascii=False))
         return
     if not found:
         print(f"No corpus in {place.folder} yet: ragtuned run DIR")
     for entry in found:
         show_status(entry)
+    for line in misnamed:
+        print(line)
 
 
 @app.command()
@@ -281,8 +287,10 @@ def promote(
             _fail(f"{outcome.sentence}; --force promotes it all the same")
         if outcome.what == "promoted":
             show_in_dagster(place, corpus, outcome.history[-1])
-    for reason in outcome.verdict.reasons:
-        print(f"in spite of the gate: {reason}")
+            for reason in outcome.verdict.reasons:
+                print(f"in spite of the gate: {reason}")
+    for remark in outcome.verdict.remarks:
+        print(remark)
     before = f" (before: {outcome.previous or 'none'})" if outcome.what == "promoted" else ""
     print(f"{corpus}: {outcome.sentence}{before}")
 

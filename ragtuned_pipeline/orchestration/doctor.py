@@ -36,7 +36,7 @@ from ragtuned_pipeline.orchestration.home import CorpusMissing, Home, remove
 from ragtuned_pipeline.orchestration.io import TableStore
 from ragtuned_pipeline.orchestration.locks import RunFailed, alone
 from ragtuned_pipeline.orchestration.orphans import stop_orphan_trainers, trainers_at_work
-from ragtuned_pipeline.orchestration.runs import prepare_environment
+from ragtuned_pipeline.orchestration.runs import prepare_environment, records_written
 from ragtuned_pipeline.orchestration.steps import schema_name
 from ragtuned_pipeline.orchestration.training import read_training
 from ragtuned_pipeline.settings import SettingsError
@@ -86,7 +86,8 @@ def _finding(defect: _Defect, mend: bool) -> Finding:
     if not mend:
         return Finding(defect.what, defect.remedy, "mendable")
     try:
-        defect.mend()
+        with records_written():
+            defect.mend()
     except (OSError, RunFailed, adapter_store.AdapterError) as error:
         return Finding(defect.what, f"cannot be mended: {error}", "left")
     return Finding(defect.what, defect.remedy, "mended")
@@ -99,7 +100,7 @@ def _defects(home: Home) -> Iterator[_Defect]:
     if unwritable:
         yield _Defect(
             f"{home.folder} cannot be written ({unwritable})",
-            "change its permissions, mount it for writing, or name another home (--home)",
+            "free space, change its permissions, mount it for writing, or name another (--home)",
         )
         return
     yield from _space(home)
@@ -266,20 +267,27 @@ def _runs(home: Home) -> Iterator[_Defect]:
     if not main[0].is_file() or any(map(_damage, main)):
         return
     prepare_environment(home)
-    with dg.DagsterInstance.get() as instance:
-        for corpus in corpora_at_work(instance):
-            try:
-                with alone(home, corpus):
-                    for run in runs_without_process(instance, corpus):
-                        yield _Defect(
-                            f"run {run.run_id} of corpus {corpus!r} is marked as going on, and has "
-                            "no process",
-                            "marked as failed, and its place in the pool freed",
-                            partial(end_run, instance, run),
-                        )
-            except RunFailed:
-                continue  # it is at work
-        yield from _pool_slots(instance)
+    try:
+        with records_written(), dg.DagsterInstance.get() as instance:
+            yield from _runs_without_process(home, instance)
+            yield from _pool_slots(instance)
+    except RunFailed as error:
+        yield _Defect("Dagster's runs could not be looked at", str(error))
+
+
+def _runs_without_process(home: Home, instance: dg.DagsterInstance) -> Iterator[_Defect]:
+    for corpus in corpora_at_work(instance):
+        try:
+            with alone(home, corpus):
+                for run in runs_without_process(instance, corpus):
+                    yield _Defect(
+                        f"run {run.run_id} of corpus {corpus!r} is marked as going on, and has "
+                        "no process",
+                        "marked as failed, and its place in the pool freed",
+                        partial(end_run, instance, run),
+                    )
+        except RunFailed:
+            continue  # it is at work
 
 
 def _pool_slots(instance: dg.DagsterInstance) -> Iterator[_Defect]:

@@ -28,12 +28,16 @@ def main() -> int:
         def progress(line: dict[str, Any]) -> None:
             pipes.log.info(json.dumps({"training": line}))
 
+        job = TrainJob.model_validate(pipes.get_extra("job"))
         try:
-            run_job(TrainJob.model_validate(pipes.get_extra("job")), progress)
+            run_job(job, progress)
         except TrainingInterrupted:
             return 128 + signal.SIGTERM
-        except (SettingsError, RuntimeError, OSError, SafetensorError) as error:  # a full disk, too
+        except (SettingsError, RuntimeError) as error:
             pipes.report_custom_message({"refused": str(error)})
+        except (OSError, SafetensorError) as error:  # a full disk, above all
+            reason = f"the training in {job.output} cannot go on: {error}"
+            pipes.report_custom_message({"refused": reason})
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -374,6 +375,31 @@ def test_the_command_says_what_it_found(home: Home) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("mended: ")
     assert done.stdout.rstrip().endswith("deleted; the next run makes it anew")
+
+
+@pytest.mark.parametrize(
+    ("most_bytes", "sentence"),
+    [(0, "File too large; `ragtuned doctor` says"), (20_000, "Dagster cannot write its records")],
+)
+def test_a_run_that_cannot_write_says_so_in_one_sentence(
+    home: Home, most_bytes: int, sentence: str
+) -> None:
+    """A limit on the size of files fails as a full disk does, and needs no disk of its own."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("RAGTUNED_", "DAGSTER_"))}
+    documents = str(home.documents("notes"))
+    done = subprocess.run(
+        [sys.executable, "-m", "ragtuned_pipeline.cli", "run", documents, "--name", "notes"],
+        env={**own, "RAGTUNED_HOME": str(home.folder)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes,) * 2),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ragtuned: ")
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(each.state == "mended" for each in examine(home, mend=True)), "nothing is lost"
+    assert answers(home) == NEW
 
 
 def test_a_built_home_is_sound(built: Home) -> None:
