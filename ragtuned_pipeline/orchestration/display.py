@@ -266,8 +266,8 @@ def show_results(entry: Mapping[str, Any]) -> None:
             console.print("", wins, sep="\n")
         for system, reason in entry["scorecard"]["skipped"].items():
             console.print(f"{system}: skipped. {reason}", highlight=False)
-    if entry["set_aside"]:
-        console.print(entry["set_aside"], highlight=False)
+    for sentence in filter(None, [entry["set_aside"], entry["forgetting"]]):
+        console.print(sentence, highlight=False)
     console.print(f"report: {entry['report']}", soft_wrap=True, highlight=False)
 
 
@@ -290,6 +290,8 @@ def show_status(entry: Mapping[str, Any]) -> None:
         shown.add_row("not promoted", entry["promotion_refused"])
     if entry["set_aside"]:
         shown.add_row("set aside", entry["set_aside"])
+    if entry["forgetting"]:
+        shown.add_row("not forgotten yet", entry["forgetting"])
     for decision in entry["history"][-_DECISIONS_SHOWN:]:
         shown.add_row(decision["when"], _decision(decision))
     shown.add_row("report", entry["report"] or "none")

@@ -6,6 +6,7 @@ The numbers hold no text of the corpus: ids, question sets, scores.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ragtuned_pipeline.evaluation.metrics import interval
 from ragtuned_pipeline.evaluation.scorecard import score_each
+from ragtuned_pipeline.ids import seeded_int
 from ragtuned_pipeline.settings import ChecksSettings
 
 # The sets whose answers are known by more than a description of the corpus, as sentences name them.
@@ -32,7 +33,10 @@ _SYSTEMS = ("tuned", "base")
 # scores 1 there, and one that cannot decline 0; neither says what the tuned model should reach.
 _GOLD = ("gold_local", "gold_global")
 _GENERAL_SUITE = "language_loss"
-_SEED = 0  # of the bootstrap: the same numbers give the same verdict
+_CHANCE = 0.025  # a fall that chance gives less often than this is real
+_MOST_ENUMERATED = 12  # differing facts, whose 4096 signs are all tried
+_DRAWS = 9999  # of the signs of more facts
+_SEED = 0  # of the draws: the same numbers give the same verdict
 _EXACT = 1e-9  # 0.8 - 0.75 is no more than 0.05
 
 
@@ -54,9 +58,9 @@ class Question:
 class Numbers:
     """What the gate knows of an adapter.
 
-    `absent` says why it cannot be judged, if so; `general_loss` is in nats a token; `coverage` is
-    the share of the corpus's sentences that its training rows hold; `failed` has, for each stage,
-    how many items failed, of how many.
+    `absent` says why it cannot be judged, if so; `general_loss` is in nats a token; `covered` is
+    how many of the corpus's sentences its training rows hold, `coverage` the share of them;
+    `failed` has, for each stage, how many items failed, of how many.
     """
 
     adapter: str
@@ -66,6 +70,7 @@ class Numbers:
     questions: tuple[Question, ...]
     general_loss: float | None
     coverage: float | None
+    covered: int
     failed: Mapping[str, tuple[int, int]]
 
     def share(self, question_set: str) -> float | None:
@@ -85,10 +90,12 @@ class Compared:
         worse: by how much `value` is worse than `other`; negative where it is better.
         allowed: how much worse it may be; negative where it must be better.
         setting: that says so.
-        passed: whether it is within it, or worse by chance only.
-        questions: that both were asked, where the number is a mean over questions.
-        interval: of `worse`, at 95 %, where it is paired.
+        passed: whether it is within it, or worse for a reason that does not count.
         reason: the sentence for a refusal.
+        remark: what to know of one that passed all the same; empty mostly.
+        questions: that both were asked, where the number is a mean over questions.
+        chance: how probable so large a fall is by chance, where it is paired: the one-sided p of
+            a sign-flip test over the facts.
     """
 
     number: str
@@ -100,16 +107,22 @@ class Compared:
     setting: str
     passed: bool
     reason: str
+    remark: str = ""
     questions: int | None = None
-    interval: tuple[float, float] | None = None
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Everything that was compared; the adapter may be promoted where nothing is refused."""
+    """Everything that was compared; the adapter may be promoted where nothing is refused.
+
+    `absent` says why nothing could be, `alone` why nothing was compared with the promoted adapter
+    although there is one; both are empty mostly.
+    """
 
     compared: tuple[Compared, ...]
     absent: str = ""
+    alone: str = ""
 
     @property
     def refusals(self) -> tuple[Compared, ...]:
@@ -119,6 +132,11 @@ class Verdict:
     def reasons(self) -> tuple[str, ...]:
         """Why it must not be promoted, a sentence each; empty where it may be."""
         return (*filter(None, [self.absent]), *(each.reason for each in self.refusals))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to know beside the reasons, a sentence each."""
+        return tuple(filter(None, [self.alone, *(each.remark for each in self.compared)]))
 
 
 def numbers_of(
@@ -152,6 +170,7 @@ def numbers_of(
         coverage=coverage["sentences_covered"] / coverage["sentences"]
         if coverage["sentences"]
         else None,
+        covered=coverage["sentences_covered"],
         failed=failed,
     )
 
@@ -178,9 +197,11 @@ def gate(new: Numbers, promoted: Numbers | None, checks: ChecksSettings) -> Verd
       corpus too small to hold a wording out cannot be judged by them, and passes.
     - On gold questions it must not be worse than the base, nor on any set of `SETS` worse than the
       promoted adapter, by more than `checks.max_drop` and by more than chance: over the questions
-      that both were asked, paired, the 95 % interval of the difference excludes zero.
-    - Its loss on general text must be within `checks.max_probe_rise` of the promoted adapter's, and
-      its coverage within `checks.max_drop`.
+      that both were asked, p < 0.025 in a one-sided sign-flip test, a fact one observation.
+    - Its loss on general text must be within `checks.max_probe_rise` of the promoted adapter's,
+      where that one is a number.
+    - Its coverage must be within `checks.max_drop`, unless it covers no fewer sentences: a corpus
+      may outgrow the tokens that `tuning.time_budget_minutes` pays for.
     - No stage may have more failed items than `checks.max_failed_share`.
 
     Args:
@@ -226,36 +247,50 @@ def _against_promoted(
     for question_set in SETS:
         both = [each for each in _of_set(new, question_set) if each.id in before]
         yield from _paired(question_set, PROMOTED, both, lambda each: before[each.id], checks)
-    if new.general_loss is not None and promoted.general_loss is not None:
-        rise, limit = new.general_loss - promoted.general_loss, checks.max_probe_rise
+    before_loss = promoted.general_loss
+    if new.general_loss is not None and before_loss is not None and math.isfinite(before_loss):
+        rise, limit = new.general_loss - before_loss, checks.max_probe_rise
         yield Compared(
             number="general_loss",
             against=PROMOTED,
             value=new.general_loss,
-            other=promoted.general_loss,
+            other=before_loss,
             worse=rise,
             allowed=limit,
             setting="checks.max_probe_rise",
             passed=rise <= limit + _EXACT,
             reason=f"the loss on general text is {new.general_loss:.3f} nats a token and the "
-            f"promoted adapter's {promoted.general_loss:.3f}: a rise of {rise:.3f}, and the "
+            f"promoted adapter's {before_loss:.3f}: a rise of {rise:.3f}, and the "
             f"setting checks.max_probe_rise allows {limit:.3f}",
         )
     if new.coverage is not None and promoted.coverage is not None:
-        fall, limit = promoted.coverage - new.coverage, checks.max_drop
-        yield Compared(
-            number="coverage",
-            against=PROMOTED,
-            value=new.coverage,
-            other=promoted.coverage,
-            worse=fall,
-            allowed=limit,
-            setting="checks.max_drop",
-            passed=fall <= limit + _EXACT,
-            reason=f"the training rows hold {new.coverage:.3f} of the corpus's sentences and the "
-            f"promoted adapter's {promoted.coverage:.3f}: {fall:.3f} less, and the setting "
-            f"checks.max_drop allows {limit:.3f}",
-        )
+        yield _coverage(new, new.coverage, promoted, promoted.coverage, checks.max_drop)
+
+
+def _coverage(
+    new: Numbers, share: float, promoted: Numbers, other: float, limit: float
+) -> Compared:
+    fall = other - share
+    within, outgrown = fall <= limit + _EXACT, new.covered >= promoted.covered
+    told = (
+        f"the training rows hold {share:.3f} of the corpus's sentences ({new.covered:,}) and the "
+        f"promoted adapter's {other:.3f} ({promoted.covered:,})"
+    )
+    return Compared(
+        number="coverage",
+        against=PROMOTED,
+        value=share,
+        other=other,
+        worse=fall,
+        allowed=limit,
+        setting="checks.max_drop",
+        passed=within or outgrown,
+        reason=f"{told}: {fall:.3f} less, and the setting checks.max_drop allows {limit:.3f}",
+        remark=f"{told}: the corpus has outgrown what the setting tuning.time_budget_minutes "
+        "leaves time for; a higher one covers more of it"
+        if outgrown and not within
+        else "",
+    )
 
 
 def _of_set(numbers: Numbers, question_set: str) -> list[Question]:
@@ -277,9 +312,7 @@ def _paired(
     new = np.array([each.tuned for each in questions])
     other = np.array([other_score(each) for each in questions])
     fall, limit = float((other - new).mean()), checks.max_drop
-    # The interval is of values between 0 and 1: a difference of -1 to 1 is moved there and back.
-    facts = [each.fact for each in questions]
-    low, high = (2 * end - 1 for end in interval((1 + other - new) / 2, _SEED, facts))
+    chance = _chance(other - new, [each.fact for each in questions])
     named = "base" if against == BASE else "promoted adapter"
     yield Compared(
         number=question_set,
@@ -289,14 +322,40 @@ def _paired(
         worse=fall,
         allowed=limit,
         setting="checks.max_drop",
-        passed=fall <= limit + _EXACT or low <= 0,
+        passed=fall <= limit + _EXACT or chance >= _CHANCE,
         reason=f"on {SETS[question_set]} the new adapter scores {new.mean():.3f} and the {named} "
         f"{other.mean():.3f}, over the {len(questions)} that both were asked: {fall:.3f} less "
-        f"(95 % interval {low:.3f} to {high:.3f}), and the setting checks.max_drop allows "
+        f"(by chance with a probability of {chance:.4f}), and the setting checks.max_drop allows "
         f"{limit:.3f}",
         questions=len(questions),
-        interval=(low, high),
+        chance=chance,
     )
+
+
+def _chance(falls: np.ndarray, facts: Sequence[str]) -> float:
+    """Return how probable so large a mean fall is where nothing is really worse.
+
+    Then a fact's mean fall might as well have had the other sign (Fisher's sign-flip test,
+    one-sided; wordings of one fact are one observation). Facts that have not changed say nothing.
+    All signs are tried where few facts differ, so that fewer than six are never too improbable;
+    else they are drawn, and the fall itself counts as one of the draws.
+
+    Args:
+        falls: shape (questions,), of -1 to 1.
+        facts: of each question.
+    """
+    _, place, wordings = np.unique(np.array(facts), return_inverse=True, return_counts=True)
+    means = (np.bincount(place, weights=falls) / wordings).round(6)
+    differing = means[means != 0]
+    least, count = differing.sum() - _EXACT, len(differing)
+    if count <= _MOST_ENUMERATED:
+        signs = 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
+        return float((signs @ differing >= least).mean())
+    # Of n equal sizes, the number with a plus is binomial; there are few distinct sizes.
+    sizes, counts = np.unique(np.abs(differing), return_counts=True)
+    draw = np.random.default_rng(seeded_int(_SEED, "signs", str(count)))
+    plus = draw.binomial(counts, 0.5, size=(_DRAWS, len(counts)))
+    return float((1 + ((2 * plus - counts) @ sizes >= least).sum()) / (1 + _DRAWS))
 
 
 def _failed(new: Numbers, checks: ChecksSettings) -> Iterator[Compared]:

@@ -1,8 +1,9 @@
 """Which adapter of a corpus answered when, and why: <home>/adapters/<corpus>/history.json.
 
 An entry is written before the link `current` is moved. Where a crash came between the two, the next
-reading moves the link: the history says what was decided. It holds numbers and no text of the
-corpus, so that it may stay when a document is forgotten.
+reading moves the link: the history says what was decided. Only while a document is being forgotten
+it does not: what answered then has been deleted on purpose. The history holds numbers and no text
+of the corpus, so that it may stay when a document is forgotten.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def history(home: Home, corpus: str) -> tuple[Entry, ...]:
         PromotionError: the file is damaged.
     """
     entries = _read(home, corpus)
-    if _unfinished(home, corpus, entries) is None:
+    if not _cut_off(home, corpus, entries):
         return entries
     with locked(home, corpus) as settled:  # a promotion that goes on looks cut off: wait for it
         return settled
@@ -87,9 +88,8 @@ def locked(home: Home, corpus: str) -> Iterator[tuple[Entry, ...]]:
     with (folder / ".history.lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         entries = _read(home, corpus)
-        unfinished = _unfinished(home, corpus, entries)
-        if unfinished is not None:
-            adapter_store.promote(home.adapters, corpus, unfinished)
+        if _cut_off(home, corpus, entries):
+            _finish(home, corpus, entries)
         yield entries
 
 
@@ -121,11 +121,28 @@ def _read(home: Home, corpus: str) -> tuple[Entry, ...]:
         ) from None
 
 
-def _unfinished(home: Home, corpus: str, entries: Sequence[Entry]) -> str | None:
-    """The adapter that the last entry wants the link to lead to, where it does not."""
+def _cut_off(home: Home, corpus: str, entries: Sequence[Entry]) -> bool:
+    """Whether the link is not one, or leads elsewhere than the last entry wants it to."""
+    wanted = _wanted(home, corpus, entries)
+    settled = wanted in {None, adapter_store.promoted(home.adapters, corpus)}
+    if settled and not adapter_store.is_link_lost(home.adapters, corpus):
+        return False
+    from ragtuned_pipeline.orchestration.forgetting import unfinished_forgetting
+
+    return unfinished_forgetting(home, corpus) is None
+
+
+def _finish(home: Home, corpus: str, entries: Sequence[Entry]) -> None:
+    if adapter_store.is_link_lost(home.adapters, corpus):
+        adapter_store.restore_link(home.adapters, corpus)
+    wanted = _wanted(home, corpus, entries)
+    if wanted is not None:
+        adapter_store.promote(home.adapters, corpus, wanted)
+
+
+def _wanted(home: Home, corpus: str, entries: Sequence[Entry]) -> str | None:
+    """The adapter that the last entry wants the link to lead to, if it is stored."""
     last = next((entry.adapter for entry in reversed(entries) if entry.moved), None)
-    if last in {None, adapter_store.promoted(home.adapters, corpus)}:
-        return None
     return last if last in adapter_store.stored(home.adapters, corpus) else None
 
 

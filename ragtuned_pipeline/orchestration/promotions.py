@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ _STAGES = {
     "answers_tuned": ("answers_tuned_failures", "queries", None, False),
     "answers_base": ("answers_base_failures", "queries", None, False),
 }
-
+_DECISIONS = 5  # of the history, in the report
 
 Result = Literal["promoted", "refused", "set aside", "unchanged"]
 
@@ -64,6 +64,9 @@ class Outcome:
 
 def promote_trained(home: Home, corpus: str, run: str) -> Outcome:
     """Promote the last trained adapter if the gate lets it pass and no person has set it aside.
+
+    One that was set aside is promoted where none answers: after a document was forgotten, equal
+    rows give equal weights again.
 
     Args:
         run: id of Dagster's run, for the history.
@@ -120,7 +123,7 @@ def _decide(
 
     if adapter == previous:
         return outcome("unchanged", f"adapter {adapter} answers already")
-    if aside:
+    if aside and previous:
         return outcome("set aside", past.set_aside_sentence(corpus, adapter))
     if verdict.reasons and not force:
         entry = _entry(home, corpus, "refused", adapter, numbers, run, verdict.reasons)
@@ -192,12 +195,40 @@ def show_in_dagster(home: Home, corpus: str, entry: Entry) -> None:
 def verdict_on(home: Home, corpus: str, new: Numbers) -> Verdict:
     """Return the gate's verdict on an adapter beside the one that answers.
 
-    One that answers itself is compared with its base alone.
+    One that answers itself is compared with its base alone; so is any where the numbers of the one
+    that answers are not kept, and the verdict says so.
     """
-    promoted = adapter_store.promoted(home.adapters, corpus)
-    kept = kept_numbers(home, corpus)
-    beside = kept.get(promoted) if promoted and promoted != new.adapter else None
-    return gate(new, beside, home.settings(corpus).checks)
+    promoted, checks = adapter_store.promoted(home.adapters, corpus), home.settings(corpus).checks
+    if promoted is None or promoted == new.adapter:
+        return gate(new, None, checks)
+    beside = kept_numbers(home, corpus).get(promoted)
+    verdict = gate(new, beside, checks)
+    if beside is not None:
+        return verdict
+    alone = f"no numbers of the promoted adapter {promoted} are kept: compared with the base only"
+    return replace(verdict, alone=alone)
+
+
+def report_of_promotion(home: Home, corpus: str) -> dict[str, Any]:
+    """Return what the report shows of promotion, as plain values: what answers, the gate's verdict
+    on the last trained adapter, and the last decisions, the latest first.
+
+    Raises:
+        PromotionError: the history is damaged.
+    """
+    entries = past.history(home, corpus)
+    try:
+        verdict = verdict_on(home, corpus, judged(home, corpus))
+    except PromotionError as error:
+        verdict = Verdict((), str(error))
+    return {
+        "answers": adapter_store.promoted(home.adapters, corpus),
+        "trained": _trained(home, corpus),
+        "compared": [asdict(each) for each in verdict.compared],
+        "reasons": verdict.reasons,
+        "remarks": verdict.remarks,
+        "decisions": [asdict(entry) for entry in reversed(entries[-_DECISIONS:])],
+    }
 
 
 def judged(home: Home, corpus: str) -> Numbers:
@@ -324,28 +355,31 @@ def _recorded(folder: Path) -> set[str]:
 
 
 def kept_numbers(home: Home, corpus: str) -> dict[str, Numbers]:
-    """Return the numbers that are kept, by adapter."""
+    """Return the numbers that are kept, by adapter; without those that another version of this
+    package has kept in other fields."""
     file = _numbers_file(home, corpus)
     if not file.is_file():
         return {}
     rows: Mapping[str, Mapping[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-    return {
-        adapter: Numbers(
-            **{
-                **row,
-                "questions": tuple(Question(*each) for each in row["questions"]),
-                "failed": {stage: tuple(counts) for stage, counts in row["failed"].items()},
-            }
-        )
-        for adapter, row in rows.items()
-    }
+    read = {adapter: _numbers(row) for adapter, row in rows.items()}
+    return {adapter: numbers for adapter, numbers in read.items() if numbers is not None}
+
+
+def _numbers(row: Mapping[str, Any]) -> Numbers | None:
+    try:
+        questions = tuple(Question(**each) for each in row["questions"])
+        failed = {stage: tuple(counts) for stage, counts in row["failed"].items()}
+        return Numbers(**{**row, "questions": questions, "failed": failed})
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+    ):  # fields that these classes do not have, or no longer
+        return None
 
 
 def _write_numbers(home: Home, corpus: str, numbers: Mapping[str, Numbers]) -> None:
-    rows = {
-        adapter: asdict(each) | {"questions": [list(asdict(q).values()) for q in each.questions]}
-        for adapter, each in sorted(numbers.items())
-    }
+    rows = {adapter: asdict(each) for adapter, each in sorted(numbers.items())}
     write_text(_numbers_file(home, corpus), json.dumps(rows, sort_keys=True) + "\n")
 
 

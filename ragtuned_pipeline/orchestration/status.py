@@ -12,6 +12,7 @@ from ragtuned_pipeline.orchestration import promotion_history as past
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import TableStore
 from ragtuned_pipeline.orchestration.training import read_training
+from ragtuned_pipeline.settings import SettingsError, check_corpus_name
 from ragtuned_pipeline.tuning import adapter_store
 
 _COUNTED = (
@@ -27,8 +28,28 @@ _COUNTED = (
 )
 
 
+def home_status(home: Home) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return `corpus_status` of every corpus, and a sentence on each folder in corpora/ whose name
+    is no corpus's.
+
+    Raises:
+        PromotionError: the history of promotions of one is damaged.
+    """
+    found, misnamed = [], []
+    for name in home.names():
+        try:
+            check_corpus_name(name)
+        except SettingsError as error:
+            misnamed.append(f"{home.corpora / name} is no corpus: {error}")
+        else:
+            found.append(corpus_status(home, name))
+    return found, misnamed
+
+
 def corpus_status(home: Home, corpus: str) -> dict[str, Any]:
     """Return counts, adapters, scorecard and where the report is; null where not made yet.
+
+    `forgetting` and `set_aside` are sentences, null where there is nothing to say.
 
     Raises:
         PromotionError: the history of promotions is damaged.
@@ -50,12 +71,25 @@ def corpus_status(home: Home, corpus: str) -> dict[str, Any]:
         "promoted_adapter": promoted,
         "promotion_refused": past.refusal(history, trained, promoted),
         "set_aside": past.set_aside_sentence(corpus, trained)
-        if trained is not None and trained in past.set_aside(history)
+        if promoted and trained is not None and trained in past.set_aside(history)
         else None,
+        "forgetting": _forgetting(home, corpus),
         "history": [asdict(entry) for entry in history],
         "scorecard": scorecard,
         "report": str(report) if report.is_file() else None,
     }
+
+
+def _forgetting(home: Home, corpus: str) -> str | None:
+    from ragtuned_pipeline.orchestration.forgetting import unfinished_forgetting
+
+    unfinished = unfinished_forgetting(home, corpus)
+    if unfinished is None:
+        return None
+    return (
+        f"forgetting {unfinished.document or 'what is gone'} is unfinished: "
+        f"`ragtuned forget {corpus}` finishes it"
+    )
 
 
 def _teacher_usage(home: Home, corpus: str) -> dict[str, dict[str, Any]]:

@@ -99,13 +99,14 @@ def current(adapters: Path, corpus: str, base_model: str) -> Path:
 def promoted(adapters: Path, corpus: str) -> str | None:
     """Return the content hash of the promoted adapter, whatever its base model; None without."""
     link = adapters / corpus / _CURRENT
-    return link.resolve().name if link.is_dir() else None
+    return link.resolve().name if link.is_symlink() and link.is_dir() else None
 
 
 def stored(adapters: Path, corpus: str) -> list[str]:
     """Return the content hashes of a corpus's stored adapters, sorted."""
     found = (adapters / corpus).glob(f"[!.]*/{_BASE}")
-    return sorted(file.parent.name for file in found if not file.parent.is_symlink())
+    folders = (file.parent for file in found)
+    return sorted(f.name for f in folders if f.name != _CURRENT and not f.is_symlink())
 
 
 def delete(adapters: Path, corpus: str, content: str) -> None:
@@ -139,6 +140,29 @@ def promote(adapters: Path, corpus: str, content: str) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(content)  # relative: the home may move
     link.replace(folder / _CURRENT)
+
+
+def is_link_lost(adapters: Path, corpus: str) -> bool:
+    """Whether a folder has the link's place: a copy of the home that followed links made it."""
+    link = adapters / corpus / _CURRENT
+    return link.is_dir() and not link.is_symlink()
+
+
+def restore_link(adapters: Path, corpus: str) -> None:
+    """Make a link of the folder in the link's place, to the adapter that it is a copy of.
+
+    Where that one is not stored, the copy is stored; one that is not whole is deleted.
+    """
+    folder = adapters / corpus
+    copy = folder / f".{_CURRENT}.{os.getpid()}.copy.tmp"
+    (folder / _CURRENT).rename(copy)
+    if all((copy / name).is_file() for name in (_WEIGHTS, _CONFIG, _BASE)):
+        texts = ((copy / name).read_text(encoding="utf-8") for name in (_CONFIG, _BASE))
+        content = _content_hash(copy / _WEIGHTS, *texts)
+        if not (folder / content).is_dir():
+            copy.rename(folder / content)
+        promote(adapters, corpus, content)
+    shutil.rmtree(copy, ignore_errors=True)
 
 
 def _check_base(folder: Path, base_model: str) -> None:

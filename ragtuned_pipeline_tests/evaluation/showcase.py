@@ -291,6 +291,49 @@ TEACHER: dict[str, Any] = {
 }
 
 
+PROMOTION = {
+    "answers": "3b51e7a0c4d2986f10ab",
+    "trained": "90cd2e5eb283f586be11",
+    "compared": [
+        {
+            "number": number,
+            "against": against,
+            "value": value,
+            "other": other,
+            "worse": worse,
+            "allowed": 0.05,
+            "setting": "checks.max_drop",
+            "passed": passed,
+            "reason": "",
+            "remark": "",
+            "questions": 36,
+            "chance": chance,
+        }
+        for number, against, value, other, worse, passed, chance in (
+            ("gold_local", "base", 0.7, 0.1, -0.6, True, 1.0),
+            ("held_out_wording", "promoted", 0.78, 0.92, 0.14, False, 0.0112),
+            ("general_loss", "promoted", 4.1, 4.0, 0.1, True, None),
+            ("failed qa_pairs", "limit", 0.0, 0.2, -0.2, True, None),
+        )
+    ],
+    "reasons": ["on held-out wordings the new adapter scores 0.780 and the other one 0.920"],
+    "remarks": ["the corpus has outgrown what the setting tuning.time_budget_minutes allows"],
+    "decisions": [
+        {
+            "what": "promoted",
+            "adapter": "3b51e7a0c4d2986f10ab",
+            "left": None,
+            "trained": "3b51e7a0c4d2986f10ab",
+            "when": "2040-05-01T00:00:00+00:00",
+            "run": "7c8f3a52",
+            "data_version": "1",
+            "numbers": {"held_out_wording": 0.92},
+            "reasons": [],
+        }
+    ],
+}
+
+
 @functools.cache
 def inputs() -> ReportInputs:
     """The page's inputs."""
@@ -338,6 +381,7 @@ def inputs() -> ReportInputs:
             LossCurve("control", [(step, 0.5 + 4 / (1 + step / 30)) for step in steps], []),
         ],
         settings=Settings().model_dump(mode="json", exclude={"profile"}),
+        promotion=PROMOTION,
         trained_by="7c8f3a52-5b1e-4a0b-9d1e-3f2a6c0e9b11",
         graph_svg=(
             "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 60 20'>"

@@ -26,8 +26,8 @@ from ragtuned_pipeline_tests.evaluation import showcase, world
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 SECTIONS = re.findall(
     r"\w+",
-    "scores table wins judge ablation ability cost cases control training coverage graph failures "
-    "method limits versions",
+    "scores table wins judge ablation ability cost cases control training coverage promotion graph "
+    "failures method limits versions",
 )
 
 
@@ -75,6 +75,14 @@ def inputs(**changes: Any) -> ReportInputs:
             LossCurve("control", [(10, 4.1)], []),
         ],
         "settings": Settings().model_dump(mode="json", exclude={"profile"}),
+        "promotion": {
+            "answers": None,
+            "trained": "9f",
+            "compared": [],
+            "reasons": (),
+            "remarks": (),
+            "decisions": [],
+        },
         "trained_by": "run-1",
         "graph_svg": "<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
     }
@@ -121,6 +129,7 @@ def test_the_outline_of_a_full_page_is_the_golden_one() -> None:
         "control": (0, 1, 0),
         "training": (1, 1, 0),
         "coverage": (0, 2, 0),
+        "promotion": (0, 2, 0),
         "teacher": (0, 1, 0),
         "graph": (1, 0, 0),
         "failures": (0, 1, 0),
@@ -128,6 +137,26 @@ def test_the_outline_of_a_full_page_is_the_golden_one() -> None:
         "limits": (0, 0, 0),
         "versions": (0, 1, 0),
     }
+
+
+def _section(html: str, name: str) -> str:
+    """The words of one section."""
+    [body] = re.findall(rf'<section id="{name}">(.*?)</section>', html, re.DOTALL)
+    return " ".join(re.sub("<[^>]*>", " ", body).split())
+
+
+def test_the_page_says_what_answers_what_was_compared_and_what_was_decided() -> None:
+    told = _section(render(showcase.inputs()), "promotion")
+    assert "adapter 3b51e7a0c4d2986f10ab answered" in told
+    assert "does not let the last trained adapter 90cd2e5eb283f586be11 pass: On held-out" in told
+    assert "The corpus has outgrown what the setting tuning.time_budget_minutes allows." in told
+    fallen = "held-out wordings 0.780 the adapter that answers 0.920 0.140 0.050 0.0112 refused"
+    assert fallen in told
+    assert "failed qa pairs 0.000 the limit 0.200 -0.200 0.050 – passed" in told
+    assert "2040-05-01T00:00:00+00:00 promoted 3b51e7a0c4d2986f10ab none" in told
+    empty = _section(render(inputs()), "promotion")
+    assert "no adapter answered" in empty
+    assert "The gate lets the last trained adapter 9f pass." in empty
 
 
 def test_new_facts_and_those_known_before_are_shown_apart_after_a_retuning() -> None:

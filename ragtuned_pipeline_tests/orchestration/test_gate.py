@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,6 +48,7 @@ def numbers(*questions: Question, **changed: Any) -> Numbers:
         questions=questions or tuple(asked("held_out_wording", shares(36, 4))),
         general_loss=4.0,
         coverage=0.9,
+        covered=90,
         failed={"documents": (0, 10)},
     )
     return replace(plain, **changed)
@@ -147,13 +149,13 @@ def test_a_drop_that_may_be_chance_is_not_refused_and_a_sure_one_that_is_small_n
 
     few = beside(fell=2, rose=0, same=8)
     assert few.worse == pytest.approx(0.2)
-    assert few.interval[0] <= 0
+    assert few.chance == 0.25
     assert few.passed
     mixed = beside(fell=14, rose=10, same=26)
     assert mixed.worse == pytest.approx(0.08)
     assert mixed.passed
     sure = beside(fell=10, rose=0, same=290)
-    assert sure.interval[0] > 0
+    assert sure.chance < 0.025
     assert sure.worse < CHECKS.max_drop
     assert sure.passed
     assert not beside(fell=30, rose=2, same=168).passed
@@ -171,17 +173,78 @@ def test_wordings_of_one_fact_are_no_independent_evidence() -> None:
     assert not refused(numbers(*two_facts(new)), promoted(questions=tuple(two_facts(old))))
 
 
+def beside_scores(new: np.ndarray, old: np.ndarray) -> Compared:
+    """The comparison of one set's scores with those of the promoted adapter."""
+    before = promoted(questions=tuple(asked("gold_global", old.tolist())))
+    verdict = gate(numbers(*asked("gold_global", new.tolist())), before, CHECKS)
+    return next(each for each in verdict.compared if each.against == "promoted")
+
+
+def test_a_few_scores_that_fell_are_no_evidence() -> None:
+    for count in range(1, 6):
+        all_fell = beside_scores(np.full(count, 0.5), np.full(count, 0.6))
+        assert all_fell.worse == pytest.approx(0.1)
+        assert all_fell.chance == 0.5**count
+        assert all_fell.passed
+    six = beside_scores(np.full(6, 0.5), np.full(6, 0.6))
+    assert (six.chance, six.passed) == (0.5**6, False)
+    assert "0.100 less (by chance with a probability of 0.0156)" in six.reason
+    # Of the sums of 0.3, 0.2 and -0.1 with any signs, 0.6 and 0.4 are at least 0.4.
+    assert beside_scores(np.array([0.1, 0.1, 0.4]), np.array([0.4, 0.3, 0.3])).chance == 2 / 8
+
+
+# At 0.025 more than `most` come once in some 3,000 times.
+@pytest.mark.parametrize(
+    ("count", "cases", "most"),
+    [*((count, 300, 0) for count in range(1, 6)), (6, 300, 18), (7, 300, 18), (20, 80, 8)],
+)
+def test_an_equal_adapter_is_refused_in_at_most_a_fortieth_of_cases(
+    count: int, cases: int, most: int
+) -> None:
+    draw = np.random.default_rng(count)
+    alike = draw.normal(0.4, 0.15, size=(cases, 2, count)).clip(0, 1)  # F1 of long answers
+    right = draw.random((cases, 2, count)) < 0.7  # yes or no
+    for scores in (alike, right.astype(float)):
+        refusals = sum(not beside_scores(new, old).passed for new, old in scores)
+        assert refusals <= most
+
+
+def test_a_real_fall_is_refused() -> None:
+    """A fifth of the answers lost, with three in ten differing."""
+    draw, cases = np.random.default_rng(1), 200
+    change = draw.choice([-1, 1, 0], p=[0.25, 0.05, 0.7], size=(cases, 60))
+    refusals = sum(not beside_scores((each > 0) + 0.0, (each < 0) + 0.0).passed for each in change)
+    assert refusals > 0.65 * cases
+
+
 def test_general_text_and_coverage_may_not_get_much_worse() -> None:
-    assert refused(numbers(general_loss=4.5, coverage=0.85), promoted()) == []
+    assert refused(numbers(general_loss=4.5, coverage=0.85, covered=85), promoted()) == []
     louder = gate(numbers(general_loss=4.6), promoted(), CHECKS)
     assert (
         "4.600 nats a token and the promoted adapter's 4.000: a rise of 0.600"
         in (louder.reasons[0])
     )
     assert louder.refusals[0].setting == "checks.max_probe_rise"
-    thinner = gate(numbers(coverage=0.8), promoted(), CHECKS)
-    assert "0.800 of the corpus's sentences and the promoted adapter's 0.900" in thinner.reasons[0]
+    thinner = gate(numbers(coverage=0.8, covered=80), promoted(), CHECKS)
+    told = "0.800 of the corpus's sentences (80) and the promoted adapter's 0.900 (90): 0.100 less"
+    assert told in thinner.reasons[0]
+    assert thinner.remarks == ()
     assert refused(numbers(general_loss=None, coverage=None), promoted()) == []
+
+
+def test_a_corpus_that_outgrows_its_time_budget_is_promoted_with_a_remark() -> None:
+    grown = gate(numbers(coverage=0.5, covered=91), promoted(), CHECKS)
+    assert grown.reasons == ()
+    [remark] = grown.remarks
+    assert "0.500 of the corpus's sentences (91) and the promoted adapter's 0.900 (90)" in remark
+    assert "tuning.time_budget_minutes" in remark
+    assert gate(numbers(coverage=0.86, covered=91), promoted(), CHECKS).remarks == ()
+
+
+def test_a_promoted_loss_that_is_no_number_refuses_nothing_after_it() -> None:
+    nan = float("nan")
+    assert refused(numbers(general_loss=4.0), promoted(general_loss=nan)) == []
+    assert refused(numbers(general_loss=nan), promoted()) == [("general_loss", "promoted")]
 
 
 def test_failed_items_are_counted_by_stage() -> None:
@@ -199,6 +262,7 @@ def test_all_reasons_are_given_together() -> None:
         *asked("unanswerable", shares(0, 40)),
         general_loss=9.0,
         coverage=0.1,
+        covered=10,
         failed={"documents": (9, 10), "qa_pairs": (9, 10)},
     )
     good = promoted(questions=tuple(replace(each, tuned=1.0) for each in bad.questions))
@@ -218,7 +282,7 @@ def test_all_reasons_are_given_together() -> None:
 
 def test_one_of_another_base_model_is_not_compared_with() -> None:
     other = promoted(base_model="base-2", general_loss=1.0, coverage=1.0)
-    assert refused(numbers(general_loss=9.0, coverage=0.1), other) == []
+    assert refused(numbers(general_loss=9.0, coverage=0.1, covered=10), other) == []
 
 
 # ---- properties ----
@@ -313,7 +377,8 @@ def test_the_numbers_are_those_of_the_sets_that_are_read() -> None:
         ("unanswerable", 0.0, 1.0),
     ]
     assert [each.fact for each in made.questions[:3]] == ["fact-1", "fact-1", queries[2]["id"]]
-    assert (made.adapter, made.base_model, made.general_loss, made.coverage) == ("a", "b", 4.5, 0.9)
+    assert (made.adapter, made.base_model, made.general_loss) == ("a", "b", 4.5)
+    assert (made.coverage, made.covered) == (0.9, 9)
     assert made.failed == {"documents": (1, 4)}
     for absent, systems in (
         ("'base': Left out by the setting.", {"tuned": {}}),

@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 from ragtuned_pipeline.cli import app
 from ragtuned_pipeline.evaluation.questions.queries import query_row
 from ragtuned_pipeline.orchestration import promotion_history, promotions
-from ragtuned_pipeline.orchestration.assets.promotion import promotion
+from ragtuned_pipeline.orchestration.assets.promotion import gate_metadata, promotion
+from ragtuned_pipeline.orchestration.display import show_results, show_status
+from ragtuned_pipeline.orchestration.forgetting import Forgetting
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import TableStore
 from ragtuned_pipeline.orchestration.partitions import corpora
@@ -228,6 +230,31 @@ def test_failed_items_are_those_of_the_stages(corpus: Corpus) -> None:
     assert "3 of 3 documents failed" in entry.reasons[0]
 
 
+def test_numbers_kept_in_other_fields_are_taken_for_none(corpus: Corpus) -> None:
+    """An upgrade may judge by other numbers than the version that has kept them."""
+    first = self_promoted(corpus, 1)
+    file = corpus.home.adapters / CORPUS / "numbers.json"
+    [kept] = json.loads(file.read_text()).values()
+    question = {**kept["questions"][0], "wording": 1}
+    older = (
+        {name: value for name, value in kept.items() if name != "covered"},
+        {**kept, "loss": 1.0},
+        {**kept, "questions": [question]},
+        {**kept, "questions": [list(kept["questions"][0].values())]},
+        {**kept, "failed": [1, 2]},
+    )
+    for each in older:
+        file.write_text(json.dumps({first: each, "other": kept}))
+        assert list(promotions.kept_numbers(corpus.home, CORPUS)) == ["other"]
+    second = corpus.train(2, right=20)
+    verdict = promotions.verdict_on(corpus.home, CORPUS, promotions.judged(corpus.home, CORPUS))
+    alone = f"no numbers of the promoted adapter {first} are kept: compared with the base only"
+    assert verdict.remarks == (alone,)
+    assert gate_metadata(verdict)["remarks"] == alone
+    assert corpus.run() == "promoted"
+    assert set(promotions.kept_numbers(corpus.home, CORPUS)) == {second}
+
+
 # ---- by hand ----
 
 
@@ -374,6 +401,56 @@ def test_a_home_whose_links_were_lost_gets_them_back(corpus: Corpus) -> None:
     assert corpus_status(corpus.home, CORPUS)["promoted_adapter"] == adapter
 
 
+def test_a_home_copied_with_its_links_followed_gets_them_back(corpus: Corpus) -> None:
+    first, second = self_promoted(corpus, 1), self_promoted(corpus, 2)
+    link = corpus.home.adapters / CORPUS / "current"
+    for answers, copied in ((second, second), (second, first)):
+        link.unlink()
+        shutil.copytree(link.with_name(copied), link)
+        assert corpus_status(corpus.home, CORPUS)["promoted_adapter"] == answers
+        assert link.is_symlink()
+        assert corpus.stored() == {first, second}
+    assert roll_back(corpus.home, CORPUS, None).adapter == first
+
+
+def forgetting(corpus: Corpus) -> Path:
+    """The note of a forgetting that is not finished."""
+    note = corpus.home.corpora / f".{CORPUS}.forgetting.json"
+    begun = Forgetting(document="one.txt", paths=(), files=(), questions=(), gold=())
+    note.write_text(begun.model_dump_json())
+    return note
+
+
+def test_what_was_promoted_does_not_answer_again_while_a_document_is_being_forgotten(
+    corpus: Corpus,
+) -> None:
+    adapter = self_promoted(corpus, 1)
+    link = corpus.home.adapters / CORPUS / "current"
+    note = forgetting(corpus)
+    link.unlink()
+    status = corpus_status(corpus.home, CORPUS)
+    assert status["promoted_adapter"] is None
+    assert "forgetting one.txt is unfinished: `ragtuned forget letters`" in status["forgetting"]
+    shutil.copytree(link.with_name(adapter), link)
+    assert corpus_status(corpus.home, CORPUS)["promoted_adapter"] is None
+    shutil.rmtree(link)
+    assert corpus.run() == "promoted", "what is made anew answers"
+    note.unlink()
+    assert corpus_status(corpus.home, CORPUS)["forgetting"] is None
+
+
+def test_an_adapter_set_aside_is_promoted_where_none_answers(corpus: Corpus) -> None:
+    """After a document was forgotten, training may give the same weights again."""
+    first, second = self_promoted(corpus, 1), self_promoted(corpus, 2)
+    roll_back(corpus.home, CORPUS, None)
+    assert corpus.run() == "set aside"
+    (corpus.home.adapters / CORPUS / "current").unlink()
+    shutil.rmtree(corpus.home.adapters / CORPUS / first)
+    assert corpus_status(corpus.home, CORPUS)["set_aside"] is None
+    assert corpus.run() == "promoted"
+    assert corpus.promoted() == second
+
+
 def test_an_adapter_promoted_before_there_was_a_history_can_be_rolled_back_to(
     corpus: Corpus,
 ) -> None:
@@ -397,19 +474,21 @@ def test_a_reader_sees_the_old_adapter_or_the_new_one(corpus: Corpus) -> None:
     adapters = corpus.home.adapters
     adapter_store.promote(adapters, CORPUS, names[0])
     done = threading.Event()
+    seen: set[str] = set()
 
-    def read() -> set[str]:
-        seen = set()
+    def read() -> None:
         while not done.is_set():
             seen.add(adapter_store.current(adapters, CORPUS, EMBEDDED_MODEL).name)
-        return seen
 
     with ThreadPoolExecutor() as readers:
         reader = readers.submit(read)
-        for turn in range(400):
+        turn = 0
+        while turn < 400 or not (reader.done() or len(seen) == 2):  # a busy machine reads late
             adapter_store.promote(adapters, CORPUS, names[turn % 2])
+            turn += 1
         done.set()
-        assert reader.result() == set(names)
+        reader.result()
+    assert seen == set(names)
 
 
 def test_a_promotion_that_goes_on_is_waited_for(corpus: Corpus) -> None:
@@ -495,6 +574,50 @@ def test_the_asset_shows_what_was_compared(corpus: Corpus) -> None:
     assert corpus.promoted() == second
 
 
+def test_the_report_has_what_answers_and_the_verdict_and_the_last_decisions(
+    corpus: Corpus,
+) -> None:
+    adapter = corpus.store(1)
+    corpus.record("tuned", adapter)
+    told = promotions.report_of_promotion(corpus.home, CORPUS)
+    assert (told["answers"], told["trained"], told["compared"]) == (None, adapter, [])
+    assert "has no scorecard yet" in told["reasons"][0]
+    made = [self_promoted(corpus, weight) for weight in range(1, 7)]
+    worse = corpus.train(7, right=0)
+    corpus.run()
+    told = promotions.report_of_promotion(corpus.home, CORPUS)
+    assert (told["answers"], told["trained"]) == (made[-1], worse)
+    assert len(told["reasons"]) == 2
+    decisions = [(each["what"], each["adapter"]) for each in told["decisions"]]
+    assert decisions == [
+        ("refused", worse),
+        *(("promoted", each) for each in made[:1:-1]),
+    ]
+    assert promotions.report_of_promotion(corpus.home, CORPUS) == told
+
+
+def test_a_folder_that_is_no_corpus_keeps_none_from_being_shown(corpus: Corpus) -> None:
+    (corpus.home.corpora / "my notes").mkdir()
+    home = ["--home", str(corpus.home.folder)]
+    shown = CliRunner().invoke(app, ["status", *home])
+    assert shown.exit_code == 0
+    assert "promoted adapter" in shown.output
+    assert "my notes is no corpus: corpus name 'my notes': use 1 to 64 letters" in shown.output
+    told = json.loads(CliRunner().invoke(app, ["status", "--json", *home]).output)
+    assert [each["corpus"] for each in told["corpora"]] == [CORPUS]
+    assert len(told["misnamed"]) == 1
+
+
+def test_the_commands_say_that_a_forgetting_is_unfinished(
+    corpus: Corpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forgetting(corpus)
+    entry = corpus_status(corpus.home, CORPUS)
+    for show in (show_status, show_results):
+        show(entry)
+        assert "forgetting one.txt is unfinished" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_commands_say_what_answers_now(corpus: Corpus) -> None:
     home = ["--home", str(corpus.home.folder)]
     first, second = self_promoted(corpus, 1), self_promoted(corpus, 2)
@@ -511,6 +634,8 @@ def test_the_commands_say_what_answers_now(corpus: Corpus) -> None:
     assert forced.exit_code == 0
     assert "in spite of the gate: on held-out wordings" in forced.output
     assert f"adapter {worse} answers now (before: {first})" in forced.output
+    again = run(app, ["promote", CORPUS, worse, *home])
+    assert again.output == f"{CORPUS}: adapter {worse} answers already\n"
     shown = run(app, ["status", CORPUS, *home]).output
     assert "promoted by hand" in shown
     assert "rolled back to" in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ragtuned_pipeline.tuning.adapter_store import (
     find,
     promote,
     promoted,
+    restore_link,
     store,
     stored,
 )
@@ -88,6 +90,30 @@ def test_stored_adapters_are_listed_and_deleted_but_not_the_promoted_one(tmp_pat
         "current",
         ".half.tmp",
     }
+
+
+def test_a_folder_in_the_links_place_becomes_a_link_to_what_it_is_a_copy_of(
+    tmp_path: Path,
+) -> None:
+    one = store(adapter(tmp_path / "a"), tmp_path, "news", "embedded")
+    two = store(adapter(tmp_path / "b", 2.0), tmp_path, "news", "embedded")
+    link = tmp_path / "news" / "current"
+    for stored_still in (True, False):
+        promote(tmp_path, "news", one)
+        link.unlink()
+        shutil.copytree(tmp_path / "news" / one, link)
+        if not stored_still:
+            shutil.rmtree(tmp_path / "news" / one)
+        assert promoted(tmp_path, "news") is None
+        assert "current" not in stored(tmp_path, "news")
+        restore_link(tmp_path, "news")
+        assert link.readlink() == Path(one)
+        assert stored(tmp_path, "news") == sorted([one, two])
+    link.unlink()
+    shutil.copytree(tmp_path / "news" / one, link)
+    (link / "adapter_model.safetensors").unlink()
+    restore_link(tmp_path, "news")
+    assert {file.name for file in (tmp_path / "news").iterdir()} == {one, two}
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

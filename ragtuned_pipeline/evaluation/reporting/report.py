@@ -38,6 +38,9 @@ class ReportInputs:
         failures: of all stages, one table.
         curves: of the tuned adapter first, then of the control.
         settings: section -> name -> value, as they were.
+        promotion: "answers" and "trained" (adapters, or None), "compared" (the numbers that the
+            gate compared), "reasons" and "remarks" (its sentences), and "decisions" (of the
+            history, the latest first).
         trained_by: the id of the run that trained the tuned adapter; empty where none is recorded.
         graph_svg: the picture of the graph, or None.
     """
@@ -51,6 +54,7 @@ class ReportInputs:
     failures: pa.Table
     curves: Sequence[LossCurve]
     settings: Mapping[str, Mapping[str, Any]]
+    promotion: Mapping[str, Any]
     trained_by: str
     graph_svg: str | None = None
 
@@ -91,6 +95,8 @@ def render(inputs: ReportInputs) -> str:
         doubts=trust.doubts(card),
         loss_plot=sections.loss_plot(inputs.curves),
         curves=inputs.curves,
+        promotion=inputs.promotion,
+        compared_rows=sections.compared_rows(inputs.promotion["compared"]),
         coverage_rows=sections.coverage_rows(inputs.memory.coverage),
         failures=inputs.failures.slice(0, MAX_FAILURES).to_pylist(),
         failures_total=inputs.failures.num_rows,

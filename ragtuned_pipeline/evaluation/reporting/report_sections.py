@@ -50,6 +50,11 @@ _COST_SETS = (
     ("gold_local", "generated_local"),
     ("gold_global", "generated_global"),
 )
+_COMPARED_WITH = {
+    "base": "the base",
+    "promoted": "the adapter that answers",
+    "limit": "the limit",
+}
 _COSTS = {"prompt_tokens": "prompt tokens", "seconds": "seconds", "money": "money"}
 # The paper's Fig. 3: what each group of queries is read by, and the adapters beside one another.
 _FIG_3 = ("local", "global", "both")
@@ -312,6 +317,20 @@ def loss_plot(curves: Sequence[LossCurve]) -> Markup | None:
     if not drawn:
         return None
     return Markup(plots.lines(drawn, "Loss by training step", "training step", "loss"))
+
+
+def compared_rows(
+    compared: Sequence[Mapping[str, Any]],
+) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Return (number, what it was compared with, the gate's row), both as a reader sees them."""
+    return [
+        (
+            findings.SET_LABELS.get(each["number"], each["number"].replace("_", " ")),
+            _COMPARED_WITH[each["against"]],
+            each,
+        )
+        for each in compared
+    ]
 
 
 def coverage_rows(coverage: pa.Table) -> list[tuple[str, int, str]]:

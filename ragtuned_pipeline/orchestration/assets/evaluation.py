@@ -260,6 +260,7 @@ def report(
     from ragtuned_pipeline.evaluation.reporting.report import LossCurve, ReportInputs, write_report
     from ragtuned_pipeline.orchestration.lineage import trained_by
     from ragtuned_pipeline.orchestration.promotion_history import history
+    from ragtuned_pipeline.orchestration.promotions import report_of_promotion
 
     corpus, folder = context.partition_key, home.home.report(context.partition_key)
     trainings = {
@@ -292,6 +293,7 @@ def report(
                 if training
             ],
             settings=home.home.settings(corpus).model_dump(mode="json", exclude={"profile"}),
+            promotion=report_of_promotion(home.home, corpus),
             trained_by=trained_by(context.instance, corpus, tuned.adapter) if tuned else "",
             graph_svg=picture.read_text(encoding="utf-8") if picture.is_file() else None,
         ),

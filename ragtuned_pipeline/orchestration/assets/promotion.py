@@ -55,7 +55,7 @@ def promotion(
     if outcome.what in {"refused", "set aside"}:
         context.log.warning(outcome.sentence)
         return
-    context.log.info(outcome.sentence)
+    context.log.info("; ".join([outcome.sentence, *outcome.verdict.remarks]))
     yield dg.MaterializeResult(
         asset_key="promoted_adapter",
         data_version=dg.DataVersion(outcome.adapter),
@@ -76,6 +76,7 @@ def gate_metadata(verdict: "Verdict") -> dict[str, Any]:
             "compared with": f"{each.against}, {each.other:.3f}",
             "questions of both": "" if each.questions is None else str(each.questions),
             "worse by": f"{each.worse:.3f}",
+            "by chance": "" if each.chance is None else f"{each.chance:.4f}",
             "allowed": f"{each.allowed:.3f} ({each.setting})",
             "verdict": "passed" if each.passed else "refused",
         }
@@ -89,6 +90,7 @@ def gate_metadata(verdict: "Verdict") -> dict[str, Any]:
             plotted[f"{each.number}, {each.against}, questions of both"] = each.questions
     return {
         "reasons": "; ".join(verdict.reasons) or "passed",
+        "remarks": "; ".join(verdict.remarks) or "none",
         "compared": dg.MetadataValue.md(
             markdown_table(pa.Table.from_pylist(rows), len(rows), _CHARACTERS) if rows else "none"
         ),
