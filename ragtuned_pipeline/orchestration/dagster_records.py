@@ -126,7 +126,8 @@ def _our_keys() -> AbstractSet[dg.AssetKey]:
 def _delete_events(
     storage: SqlEventLogStorage, corpus: str, runs: Sequence[str], keys: Sequence[str]
 ) -> None:
-    """Delete the events of the corpus's partition, and let each asset's last event be another's."""
+    """Delete the events of the corpus's partition, and the copies that Dagster keeps of each
+    asset's last event: without one it looks for the last that is left."""
     from dagster._core.instance import RUNLESS_RUN_ID
     from dagster._core.storage.event_log.schema import (
         AssetCheckExecutionsTable as Checks,
@@ -147,12 +148,6 @@ def _delete_events(
         connection.execute(Checks.delete().where(or_(Checks.c.run_id.in_(runs), partition)))
         emptied = {"last_materialization": None, "cached_status_data": None}
         connection.execute(Keys.update().where(Keys.c.asset_key.in_(keys)).values(emptied))
-    for key in keys:
-        asset = dg.AssetKey.from_db_string(key)
-        assert asset is not None
-        left = storage.fetch_materializations(asset, limit=1).records
-        if left:
-            storage.store_asset_event(left[0].event_log_entry, left[0].storage_id)
 
 
 def _delete_remains(instance: dg.DagsterInstance, events: Path) -> None:

@@ -39,7 +39,7 @@ from ragtuned_pipeline.orchestration.orphans import stop_orphan_trainers, traine
 from ragtuned_pipeline.orchestration.runs import prepare_environment, records_written
 from ragtuned_pipeline.orchestration.steps import schema_name
 from ragtuned_pipeline.orchestration.training import read_training
-from ragtuned_pipeline.settings import SettingsError
+from ragtuned_pipeline.settings import CORPUS_NAME, SettingsError
 from ragtuned_pipeline.tables import SCHEMAS, check_schema
 from ragtuned_pipeline.tuning import adapter_store
 
@@ -110,6 +110,12 @@ def _defects(home: Home) -> Iterator[_Defect]:
     yield from _runs(home)
     links = sorted(p for p in home.corpora.glob("[!.]*") if p.is_symlink() and not p.exists())
     for corpus in sorted({*home.names(), *(link.name for link in links)}):
+        if not CORPUS_NAME.fullmatch(corpus):
+            yield _Defect(
+                f"{home.corpora / corpus} has a name that no corpus may have",
+                "rename it: 1 to 64 letters, digits, '_', '.' or '-', the first a letter or digit",
+            )
+            continue
         try:
             with alone(home, corpus):
                 yield from _corpus(home, corpus)

@@ -465,8 +465,9 @@ def _delete(home: Home, corpus: str, forgetting: Forgetting, notes: list[str]) -
     stop_orphan_trainers(home, corpus)
     remove(home.folder / "training" / corpus)
     _begin_forgetting_replies(home, corpus)
-    for place in home.items(corpus).parent.glob(f"{corpus}.sqlite*"):
-        place.unlink()
+    items = home.items(corpus)
+    for ending in ("", "-journal", "-wal", "-shm"):
+        items.with_name(items.name + ending).unlink(missing_ok=True)
     tables = _tables(home, corpus)
     for path in tables:
         path.unlink()

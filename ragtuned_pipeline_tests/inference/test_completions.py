@@ -195,6 +195,9 @@ def test_a_reply_is_forgotten_unless_it_is_used_again_or_by_another_corpus(tmp_p
         assert store.forget("news") == 0, "repeating it deletes no more"
         assert store.usage(Scope("run", "news"))["extraction"].calls == 6, "spending stays counted"
         assert SECRET.encode() not in everything_in(tmp_path), "not even in the log of an open file"
+        other = sqlite3.connect(path)
+        assert other.execute("PRAGMA freelist_count").fetchone() == (0,), "it was written anew"
+        other.close()
     others = (b"again", b"shared", b"discarded", b"theirs", b"both", b"new")
     assert kept(path, b"gone", *others) == [False] + [True] * len(others)
 

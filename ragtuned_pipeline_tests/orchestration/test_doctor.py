@@ -181,6 +181,10 @@ def _gone_corpus(home: Home) -> None:
     write_text(home.training("past", "fingerprint") / "run", "")
 
 
+def _odd_name(home: Home) -> None:
+    (home.corpora / "my notes").symlink_to(home.documents("notes"))
+
+
 def _future(home: Home) -> None:
     later = time.time() + 9_000
     os.utime(Path(home.tables) / "documents" / "notes.parquet", (later, later))
@@ -214,6 +218,7 @@ def _unfinished(home: Home) -> None:
 LEFT: dict[str, tuple[Callable[[Home], None], str, str]] = {
     "gone folder": (_gone_folder, "its folder", "answers as before"),
     "gone corpus": (_gone_corpus, "corpus 'past' is not in", "delete what is named past"),
+    "odd name": (_odd_name, "has a name that no corpus may have", "rename it"),
     "future": (_future, "1 files have times in the future", "set the clock right"),
     "completions": (_torn_completions, "completions.sqlite is damaged", ".recover"),
     "dagster": (_torn_dagster, "runs.db is damaged", "tables and adapters are not"),

@@ -13,7 +13,9 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from ragtuned_pipeline.cli import app
 from ragtuned_pipeline.corpus.readers import read_folder
 from ragtuned_pipeline.corpus.sentences import split_sentences
 from ragtuned_pipeline.inference.completions import CompletionStore, Scope, Stored, Usage
@@ -350,15 +352,26 @@ def test_nothing_holds_the_text_afterwards(home: Home, rebuilt: list[str]) -> No
     assert KNOWN in (home.documents("notes") / "ferry.md").read_text()
 
 
-def test_the_last_event_of_the_other_corpus_is_not_lost_in_dagster(home: Home) -> None:
+def test_dagster_s_files_are_written_anew(home: Home) -> None:
+    """SQLite zeroes what is deleted only where it was built to."""
+    history = home.folder / "dagster" / "history"
+    index = history / "runs" / "index.db"
     with dg.DagsterInstance.get() as instance:
+        [run], [other] = ended_runs(instance, "notes"), ended_runs(instance, "other")
+        shard = history / "runs" / f"{other}.db"
+        assert shard.is_file()
+        instance.delete_run(other)  # as from the UI: what it has written stays
         assert forget_records(instance, "notes") == 1
         assert forget_records(instance, "notes") == 0
-        assert forget_records(instance, "other") == 1
-    index = home.folder / "dagster" / "history" / "runs" / "index.db"
-    assert not holders(home, SECRET) & {
-        str(file.relative_to(home.folder)) for file in index.parent.iterdir()
-    }
+        assert instance.get_runs() == []
+        assert instance.get_latest_materialization_event(dg.AssetKey("documents")) is None
+    assert not shard.exists()
+    assert not any({run, other} & set(file.parts) for file in home.folder.rglob("*"))
+    assert not {name for name in holders(home, SECRET) if name.startswith("dagster/")}
+    for file in (index, history / "runs.db"):
+        connection = sqlite3.connect(file)
+        assert connection.execute("PRAGMA freelist_count").fetchone() == (0,), file
+        connection.close()
 
 
 def test_logs_that_another_run_writes_are_left_and_named(home: Home, rebuilt: list[str]) -> None:
@@ -423,10 +436,40 @@ def test_a_rebuild_that_fails_is_gone_on_with(
     assert came_of_it.deleted["adapters"] == 2, "the counts are those of the first call"
 
 
+# --- the command ------------------------------------------------------------------------------
+
+
+def command(home: Home, *arguments: str) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, ["forget", "notes", *arguments, "--home", str(home.folder)])
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_the_command_asks_and_can_only_say(home: Home, rebuilt: list[str]) -> None:
+    before = state(home)
+    status, said, _ = command(home, "secret.md", "--dry-run")
+    assert status == 0
+    assert f"delete {home.documents('notes') / 'sub' / 'copy.md'}" in said
+    assert "2 adapters, 4 tables, the report, 1 runs of Dagster's" in said
+    status, said, _ = command(home, "secret.md", "--dry-run", "--json")
+    assert json.loads(said)["holds"]["replies"] == 2
+    status, _, error = command(home, "secret.md")
+    assert status == 2
+    assert "--yes: no terminal to ask on" in error
+    status, _, error = command(home, "secrets.md", "--yes")
+    assert status == 1
+    assert "near it: secret.md" in error
+    assert state(home) == before
+    status, said, _ = command(home, "secret.md", "--yes")
+    assert status == 0
+    assert "deleted: 2 files, 2 adapters, 4 tables, 1 runs of Dagster's, 1 replies" in said
+    assert "of 1 questions about it, right: 1 before, 1 now, 1 by the base model" in said
+    assert "Your own question stays" in said
+
+
 # --- kill -9 ----------------------------------------------------------------------------------
 
 _COUNTED = {"os.remove", "os.rename", "os.rmdir", "shutil.rmtree", "sqlite3.connect"}
-_KILLS = 8
+_KILLS = 6
 
 
 def forget_in_child(home: Home, kill_at: int | None) -> int:
