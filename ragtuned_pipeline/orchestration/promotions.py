@@ -198,14 +198,19 @@ def verdict_on(home: Home, corpus: str, new: Numbers) -> Verdict:
     One that answers itself is compared with its base alone; so is any where the numbers of the one
     that answers are not kept, and the verdict says so.
     """
-    promoted, checks = adapter_store.promoted(home.adapters, corpus), home.settings(corpus).checks
-    if promoted is None or promoted == new.adapter:
+    promoted = adapter_store.promoted(home.adapters, corpus)
+    return _verdict_beside(home, corpus, new, promoted if promoted != new.adapter else None)
+
+
+def _verdict_beside(home: Home, corpus: str, new: Numbers, other: str | None) -> Verdict:
+    checks = home.settings(corpus).checks
+    if other is None:
         return gate(new, None, checks)
-    beside = kept_numbers(home, corpus).get(promoted)
+    beside = kept_numbers(home, corpus).get(other)
     verdict = gate(new, beside, checks)
     if beside is not None:
         return verdict
-    alone = f"no numbers of the promoted adapter {promoted} are kept: compared with the base only"
+    alone = f"no numbers of the promoted adapter {other} are kept: compared with the base only"
     return replace(verdict, alone=alone)
 
 
@@ -213,16 +218,22 @@ def report_of_promotion(home: Home, corpus: str) -> dict[str, Any]:
     """Return what the report shows of promotion, as plain values: what answers, the gate's verdict
     on the last trained adapter, and the last decisions, the latest first.
 
+    The verdict is beside the adapter that answers or, where the trained one does already, that
+    answered before it: in a run the page may be written before or after the promotion.
+
     Raises:
         PromotionError: the history is damaged.
     """
     entries = past.history(home, corpus)
+    promoted = adapter_store.promoted(home.adapters, corpus)
     try:
-        verdict = verdict_on(home, corpus, judged(home, corpus))
+        new = judged(home, corpus)
+        before = promoted if promoted != new.adapter else next(iter(past.earlier(entries)), None)
+        verdict = _verdict_beside(home, corpus, new, before)
     except PromotionError as error:
         verdict = Verdict((), str(error))
     return {
-        "answers": adapter_store.promoted(home.adapters, corpus),
+        "answers": promoted,
         "trained": _trained(home, corpus),
         "compared": [asdict(each) for each in verdict.compared],
         "reasons": verdict.reasons,

@@ -154,7 +154,7 @@ def restore_link(adapters: Path, corpus: str) -> None:
     Where that one is not stored, the copy is stored; one that is not whole is deleted.
     """
     folder = adapters / corpus
-    copy = folder / f".{_CURRENT}.{os.getpid()}.copy.tmp"
+    copy = folder / f".{_CURRENT}.copy.{os.getpid()}.tmp"
     (folder / _CURRENT).rename(copy)
     if all((copy / name).is_file() for name in (_WEIGHTS, _CONFIG, _BASE)):
         texts = ((copy / name).read_text(encoding="utf-8") for name in (_CONFIG, _BASE))

@@ -150,7 +150,7 @@ def test_the_page_says_what_answers_what_was_compared_and_what_was_decided() -> 
     assert "adapter 3b51e7a0c4d2986f10ab answered" in told
     assert "does not let the last trained adapter 90cd2e5eb283f586be11 pass: On held-out" in told
     assert "The corpus has outgrown what the setting tuning.time_budget_minutes allows." in told
-    fallen = "held-out wordings 0.780 the adapter that answers 0.920 0.140 0.050 0.0112 refused"
+    fallen = "held-out wordings 0.780 the promoted adapter 0.920 0.140 0.050 0.0112 refused"
     assert fallen in told
     assert "failed qa pairs 0.000 the limit 0.200 -0.200 0.050 – passed" in told
     assert "2040-05-01T00:00:00+00:00 promoted 3b51e7a0c4d2986f10ab none" in told

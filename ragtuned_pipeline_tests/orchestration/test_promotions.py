@@ -582,7 +582,14 @@ def test_the_report_has_what_answers_and_the_verdict_and_the_last_decisions(
     told = promotions.report_of_promotion(corpus.home, CORPUS)
     assert (told["answers"], told["trained"], told["compared"]) == (None, adapter, [])
     assert "has no scorecard yet" in told["reasons"][0]
-    made = [self_promoted(corpus, weight) for weight in range(1, 7)]
+    made = [self_promoted(corpus, weight) for weight in range(1, 6)]
+    made.append(corpus.train(6, right=38))
+    before = promotions.report_of_promotion(corpus.home, CORPUS)
+    assert corpus.run() == "promoted"
+    after = promotions.report_of_promotion(corpus.home, CORPUS)
+    assert (before["answers"], after["answers"]) == (made[-2], made[-1])
+    assert after["compared"] == before["compared"], "a run may write the page after the promotion"
+    assert "promoted" in {each["against"] for each in after["compared"]}
     worse = corpus.train(7, right=0)
     corpus.run()
     told = promotions.report_of_promotion(corpus.home, CORPUS)

@@ -52,7 +52,7 @@ _COST_SETS = (
 )
 _COMPARED_WITH = {
     "base": "the base",
-    "promoted": "the adapter that answers",
+    "promoted": "the promoted adapter",
     "limit": "the limit",
 }
 _COSTS = {"prompt_tokens": "prompt tokens", "seconds": "seconds", "money": "money"}
