@@ -16,6 +16,7 @@ from ragtuned_pipeline.orchestration.assets import (
     tuning,
 )
 from ragtuned_pipeline.orchestration.automation import (
+    automated_keys,
     automation_sensor,
     build_memory,
     corpora_sensor,
@@ -28,31 +29,35 @@ from ragtuned_pipeline.orchestration.teaching import TeacherResource
 from ragtuned_pipeline.settings import home_folder, load_settings
 
 _automation = load_settings(home_folder()).automation
+_assets = with_automation(
+    dg.load_assets_from_modules(
+        [
+            corpus,
+            planning,
+            graph,
+            synthesis,
+            tuning,
+            questions,
+            answers,
+            judging,
+            ablation,
+            evaluation,
+            promotion,
+        ]
+    )
+)
 
 defs = dg.Definitions(
     assets=[
         corpus.corpus_folder,
-        *with_automation(
-            dg.load_assets_from_modules(
-                [
-                    corpus,
-                    planning,
-                    graph,
-                    synthesis,
-                    tuning,
-                    questions,
-                    answers,
-                    judging,
-                    ablation,
-                    evaluation,
-                    promotion,
-                ]
-            )
-        ),
+        *_assets,
     ],
     jobs=[build_memory, full_evaluation],
-    sensors=[corpora_sensor(_automation), automation_sensor(_automation)],
-    schedules=nightly(_automation),
+    sensors=[
+        corpora_sensor(_automation, automated_keys(_assets)),
+        automation_sensor(_automation),
+    ],
+    schedules=nightly(_automation, automated_keys(_assets)),
     resources={
         "home": HomeResource(),
         "teacher": TeacherResource(),

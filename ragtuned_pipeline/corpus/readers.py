@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 import json
 import os
 import stat
@@ -210,11 +211,12 @@ def _converted(path: Path, remembered: Items | None) -> Draft:
         ):
             raise _Unreadable(f"is damaged, or no {suffix} file")
         try:
-            converted = markitdown.MarkItDown().convert_local(str(path)).text_content
+            # The bytes that were hashed, whatever the file holds by now.
+            made = markitdown.MarkItDown().convert_stream(io.BytesIO(data), file_extension=suffix)
         except markitdown.MarkItDownException as error:
             reason = " ".join(str(error).split())[:300]
             raise _Unreadable(f"could not be converted by markitdown: {reason}") from None
-        text = _normal(converted)
+        text = _normal(made.text_content)
         if not text.strip():
             raise _Unreadable("holds no text that markitdown can find")
         if remembered:

@@ -113,13 +113,14 @@ def _edges(relationships: pa.Table) -> list[_Edge]:
 def _leiden(edges: list[_Edge], row: dict[str, int], settings: GraphSettings) -> list[_Cluster]:
     """Return the clusters, parents before their children.
 
-    Each cluster is split by a run of its own, which sees nothing but the cluster's edges and starts
-    from the seed: where an edit leaves these edges alone, it leaves the cluster's parts alone. One
-    hierarchical run draws the random numbers of all clusters from one sequence, and one edge more
-    splits most of the other clusters in another way (docs/log.md, 2026-11-27).
+    Each component of the graph and each cluster is split by a run of its own, which sees nothing
+    but its edges and starts from the seed: where an edit leaves these edges alone, it leaves the
+    cluster's parts alone. One hierarchical run draws the random numbers of all clusters from one
+    sequence, and one edge more splits most of the other clusters in another way (docs/log.md,
+    2026-11-27).
     """
     found: list[_Cluster] = []
-    waiting = deque([(-1, edges)])
+    waiting = deque((-1, component) for component in _components(edges))
     while waiting:
         parent, inner = waiting.popleft()
         parts = _split(inner, settings)
@@ -131,6 +132,21 @@ def _leiden(edges: list[_Edge], row: dict[str, int], settings: GraphSettings) ->
             if len(members) > settings.max_cluster_size:
                 waiting.append((len(found) - 1, own))
     return found
+
+
+def _components(edges: list[_Edge]) -> list[list[_Edge]]:
+    """Return the edges of each connected component, components by their first edge."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    names = {name: i for i, name in enumerate(dict.fromkeys(n for e in edges for n in e[:2]))}
+    ends = np.array([(names[a], names[b]) for a, b, _ in edges], dtype=np.int64).T
+    graph = coo_matrix((np.ones(len(edges)), (ends[0], ends[1])), shape=(len(names),) * 2)
+    _, component = connected_components(graph, directed=False)
+    held: dict[int, list[_Edge]] = defaultdict(list)
+    for edge, of in zip(edges, component[ends[0]].tolist(), strict=True):
+        held[of].append(edge)
+    return list(held.values())
 
 
 def _split(

@@ -94,16 +94,21 @@ def load_model(base_model: str, dtype: str) -> PreTrainedModel:
     return model
 
 
+# What else decides what a model is asked and how it answers, where it is there.
+_BESIDE = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+
+
 def identity(base_model: str) -> str:
     """Return a name for the weights themselves, the same on every machine.
 
     A hub id stands for itself; a folder ("embedded" too) is ``base-<20 hex digits>``, a hash of its
-    config, tokenizer and weights, wherever it lies.
+    config, tokenizer, chat template, generation config and weights, wherever it lies.
     """
     place = Path(resolve(base_model))
     if not place.is_absolute():
         return str(place)
     files = [*sorted(place.glob("*.safetensors")), place / "tokenizer.json"]
+    files += [place / name for name in _BESIDE if (place / name).is_file()]
     stats = (each.stat() for each in (place / "config.json", *files))
     state = tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
     return _content_identity(place, tuple(files), state)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import islice
 
 from ragtuned_pipeline.inference.engine import ChatEngine, Message, Reply
 from ragtuned_pipeline.item_store import Items, item_key
+
+_AT_ONCE = 256  # conversations
 
 
 class RememberingEngine:
@@ -38,10 +41,12 @@ class RememberingEngine:
             for key, conversation in zip(keys, conversations, strict=True)
             if key not in replies
         }
-        if new:
+        # In parts, each stored at once: a process that is killed loses one of them.
+        for start in range(0, len(new), _AT_ONCE):
+            part = dict(islice(new.items(), start, start + _AT_ONCE))
             self._engine = self._engine or self._load()
-            given = self._engine.generate(list(new.values()), max_tokens)
-            made = dict(zip(new, given, strict=True))
+            given = self._engine.generate(list(part.values()), max_tokens)
+            made = dict(zip(part, given, strict=True))
             self._items.put({key: json.dumps(asdict(reply)) for key, reply in made.items()})
             replies |= made
         return [replies[key] for key in keys]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +111,8 @@ def _setup(
     Args:
         items: the replies of earlier runs; None to ask the model whatever is asked.
     """
+    import torch
+
     from ragtuned_pipeline.inference.base_models import identity
     from ragtuned_pipeline.inference.embeddings import embed
     from ragtuned_pipeline.inference.remembered import RememberingEngine
@@ -128,8 +131,15 @@ def _setup(
 
             if items is None:
                 return loaded()
-            weights = json.dumps([identity(base_model), folder.name if folder else None])
-            return RememberingEngine(weights + code_version(*_DECODING), loaded, items)
+            made_by = [
+                identity(base_model),
+                folder.name if folder else "",
+                code_version(*_DECODING),
+                version("transformers"),
+                version("torch"),
+                "cuda" if torch.cuda.is_available() else "cpu",  # which round otherwise
+            ]
+            return RememberingEngine(json.dumps(made_by), loaded, items)
 
         yield Setup(
             tables,

@@ -8,7 +8,8 @@ while nothing it depends on has changed (steps.run_step), so equal data stops th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -16,20 +17,29 @@ import dagster as dg
 from ragtuned_pipeline.orchestration.folder_versions import (
     folder_status,
     folder_version,
+    last_report,
+    read_version,
     report_event,
-    reported_version,
 )
 from ragtuned_pipeline.orchestration.home import CorpusMissing
 from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
+from ragtuned_pipeline.orchestration.runs import end_dead_runs
 from ragtuned_pipeline.settings import SettingsError, check_corpus_name
 
 if TYPE_CHECKING:
+    from ragtuned_pipeline.orchestration.home import Home
     from ragtuned_pipeline.settings import AutomationSettings
 
 _PARTITION = "dagster/partition"
 _SECONDS_BETWEEN_LOOKS = 15
-_ENDED_WELL = dg.DagsterRunStatus.SUCCESS
+_UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 
 # One process: starting one for each step costs five times the steps' own time, and training has
 # its own process anyway.
@@ -52,12 +62,13 @@ full_evaluation = dg.define_asset_job(
 _AC = dg.AutomationCondition
 _ASKED_FOR = dg.AssetSelection.groups("ablation")  # hours of tuning: by hand only
 
-# An asset is made again where it is missing, where its code has changed, or where something that it
+# An asset is made again where it is missing (unless a run is about to make it for the first time),
+# where its code has changed, or where something that it
 # depends on has other content or is being made again in the same run. A run that was to make both
 # does not count: where it failed, it would fail again (the nightly run and the next change try it).
 on_data_change = (
     (
-        _AC.missing().newly_true()
+        (_AC.missing().newly_true() & ~_AC.in_progress())
         | _AC.code_version_changed()
         | _AC.any_deps_match(
             (_AC.data_version_changed() & ~_AC.executed_with_root_target())
@@ -84,6 +95,12 @@ def with_automation(assets: Iterable[Any]) -> list[Any]:
     return [each.map_asset_specs(conditioned) for each in assets]
 
 
+def automated_keys(assets: Iterable[Any]) -> list[dg.AssetKey]:
+    """Return the keys of the assets that have the condition, sorted."""
+    specs = (spec for each in assets for spec in each.specs)
+    return sorted(spec.key for spec in specs if spec.automation_condition is not None)
+
+
 def automation_sensor(settings: AutomationSettings) -> dg.AutomationConditionSensorDefinition:
     """The sensor that starts the runs which `on_data_change` asks for."""
     return dg.AutomationConditionSensorDefinition(
@@ -95,11 +112,20 @@ def automation_sensor(settings: AutomationSettings) -> dg.AutomationConditionSen
     )
 
 
-def corpora_sensor(settings: AutomationSettings) -> dg.SensorDefinition:
-    """The sensor that reports new and changed folders below <home>/corpora."""
+def corpora_sensor(
+    settings: AutomationSettings, keys: Sequence[dg.AssetKey]
+) -> dg.SensorDefinition:
+    """The sensor that reports new and changed folders below <home>/corpora.
+
+    A change that came while a run was reading the folder is run for afterwards.
+
+    Args:
+        keys: what such a run makes.
+    """
 
     @dg.sensor(
         name="corpora_sensor",
+        job=build_memory,
         default_status=_status(settings.watch),
         minimum_interval_seconds=_SECONDS_BETWEEN_LOOKS,
         description="Reports new and changed corpora, once they are quiet; automation.watch.",
@@ -108,32 +134,37 @@ def corpora_sensor(settings: AutomationSettings) -> dg.SensorDefinition:
         context: dg.SensorEvaluationContext, home: HomeResource
     ) -> dg.SensorResult | dg.SkipReason:
         """The cursor holds for each corpus the status that was reported and the one last seen."""
+        end_dead_runs(home.home, context.instance)  # whoever waits for one waits for ever
         seen: dict[str, list[str]] = json.loads(context.cursor or "{}")
         known = set(context.instance.get_dynamic_partitions(corpora.name or ""))
         waiting: list[str] = []
         changed: dict[str, str] = {}
+        missed: list[dg.RunRequest] = []
         for name in home.home.names():
             reported, last = seen.get(name, ["", ""])
             try:
                 check_corpus_name(name)
                 status = folder_status(home.home, name)
                 if name in known and status.key == reported:
+                    missed += _missed(context.instance, home.home, name, keys)
                     continue
                 if not status.is_quiet(settings.quiet_seconds, last):
                     waiting.append(name)
                     seen[name] = [reported, status.key]
                     continue
                 version = folder_version(home.home, name)
-            except (CorpusMissing, SettingsError) as error:
-                context.log.warning(str(error))
+            except (CorpusMissing, SettingsError, OSError) as error:
+                context.log.warning(f"corpus {name}: {error}")
                 continue
             seen[name] = [status.key, status.key]
-            if name not in known or version != reported_version(context.instance, name):
+            report = last_report(context.instance, name)
+            if name not in known or report is None or report.version != version:
                 changed[name] = version
         added = sorted(changed.keys() - known)
         why = f"waiting until quiet: {', '.join(waiting)}" if waiting else "no corpus has changed"
         return dg.SensorResult(
-            skip_reason=None if changed else dg.SkipReason(why),
+            run_requests=missed,
+            skip_reason=None if changed or missed else dg.SkipReason(why),
             cursor=json.dumps(seen, sort_keys=True),
             asset_events=[report_event(name, version) for name, version in changed.items()],
             dynamic_partitions_requests=[corpora.build_add_request(added)] if added else [],
@@ -142,8 +173,35 @@ def corpora_sensor(settings: AutomationSettings) -> dg.SensorDefinition:
     return look
 
 
-def nightly(settings: AutomationSettings) -> list[dg.ScheduleDefinition]:
-    """The schedule that brings changed corpora up to date; none where it is switched off."""
+def _missed(
+    instance: dg.DagsterInstance, home: Home, corpus: str, keys: Sequence[dg.AssetKey]
+) -> list[dg.RunRequest]:
+    """Return the run for a reported version that was not read: it came while a run was reading.
+
+    One run for one report: a folder that cannot be read is not tried for ever.
+    """
+    report = last_report(instance, corpus)
+    if report is None or report.version == read_version(home, corpus):
+        return []
+    # The automation sensor has had its looks, and started what it would start.
+    if abs(time.time() - report.at) < 4 * _SECONDS_BETWEEN_LOOKS or _goes_on(instance, corpus):
+        return []
+    return [
+        dg.RunRequest(
+            run_key=f"{corpus}:{report.id}", partition_key=corpus, asset_selection=list(keys)
+        )
+    ]
+
+
+def nightly(
+    settings: AutomationSettings, keys: Sequence[dg.AssetKey]
+) -> list[dg.ScheduleDefinition]:
+    """The schedule that brings changed corpora up to date; none where it is switched off.
+
+    Args:
+        keys: what its runs make. Named, because Dagster does not see in a run without a selection
+            what it was to make, and would start again what failed in it.
+    """
     if not settings.nightly:
         return []
 
@@ -160,30 +218,35 @@ def nightly(settings: AutomationSettings) -> list[dg.ScheduleDefinition]:
         stale = []
         for name in sorted(context.instance.get_dynamic_partitions(corpora.name or "")):
             try:
+                quiet = folder_status(home.home, name).is_quiet(settings.quiet_seconds, "")
                 version = folder_version(home.home, name)
-            except (CorpusMissing, SettingsError) as error:
-                context.log.warning(str(error))
+            except (CorpusMissing, SettingsError, OSError) as error:
+                context.log.warning(f"corpus {name}: {error}")
                 continue
-            if version != reported_version(context.instance, name) or _failed(
-                context.instance, name
+            if not quiet:
+                context.log.warning(f"corpus {name} is still changing: it waits for the next night")
+            elif not _goes_on(context.instance, name) and (
+                version != read_version(home.home, name) or _failed(context.instance, name)
             ):
                 stale.append(name)
         if not stale:
             return dg.SkipReason("every corpus is up to date")
-        return [dg.RunRequest(partition_key=name) for name in stale]
+        return [dg.RunRequest(partition_key=name, asset_selection=list(keys)) for name in stale]
 
     return [changed]
 
 
 def _failed(instance: dg.DagsterInstance, corpus: str) -> bool:
-    """Whether the last run of the corpus that has ended did not end well, or there is none."""
-    ended = [
-        dg.DagsterRunStatus.SUCCESS,
-        dg.DagsterRunStatus.FAILURE,
-        dg.DagsterRunStatus.CANCELED,
-    ]
+    """Whether the last run of the corpus that nobody stopped failed, or there is none."""
+    ended = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
     runs = instance.get_runs(dg.RunsFilter(tags={_PARTITION: corpus}, statuses=ended), limit=1)
-    return not runs or runs[0].status != _ENDED_WELL
+    return not runs or runs[0].status == dg.DagsterRunStatus.FAILURE
+
+
+def _goes_on(instance: dg.DagsterInstance, corpus: str) -> bool:
+    """Whether a run of the corpus waits, starts or goes on."""
+    filters = dg.RunsFilter(tags={_PARTITION: corpus}, statuses=_UNFINISHED)
+    return instance.get_runs_count(filters) > 0
 
 
 def _status(on: bool) -> dg.DefaultSensorStatus:

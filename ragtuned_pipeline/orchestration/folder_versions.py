@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,10 +58,8 @@ def folder_status(home: Home, corpus: str) -> FolderStatus:
     gold = home.gold(corpus)
     files = [*_files(folder), *([gold] if gold and gold.is_file() else [])]
     statuses = [(str(file), _status(file)) for file in files]
-    folders = [each.parent for each in files] + [folder]
-    latest = max(
-        [status[2] for _, status in statuses] + [each.stat().st_ctime_ns for each in set(folders)]
-    )
+    folders = {each.parent for each in files} | {folder}
+    latest = max([status[2] for _, status in statuses] + [_status(each)[2] for each in folders])
     settings = home.settings(corpus).model_dump(mode="json")
     key = json.dumps([statuses, settings], sort_keys=True).encode("utf-8", "surrogateescape")
     return FolderStatus(hashlib.blake2b(key, digest_size=16).hexdigest(), latest / 1e9)
@@ -97,20 +96,53 @@ def folder_version(home: Home, corpus: str) -> str:
     return hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def report_folder(instance: dg.DagsterInstance, home: Home, corpus: str) -> None:
-    """Report the version of the corpus that a run is about to read, where it is a new one."""
+@dataclass(frozen=True)
+class Report:
+    """The last report of a corpus's folder: Dagster's number of it, the version, and when."""
+
+    id: int
+    version: str
+    at: float
+
+
+def report_folder(instance: dg.DagsterInstance, home: Home, corpus: str) -> str:
+    """Report the version of the corpus that a run is about to read, where it is a new one.
+
+    Returns:
+        the version, for `note_read`.
+    """
     version = folder_version(home, corpus)
-    if version != reported_version(instance, corpus):
+    report = last_report(instance, corpus)
+    if report is None or report.version != version:
         instance.report_runless_asset_event(report_event(corpus, version))
+    return version
 
 
-def reported_version(instance: dg.DagsterInstance, corpus: str) -> str | None:
-    """Return the version of the corpus's folder that was reported last."""
-    events = instance.fetch_materializations(
+def last_report(instance: dg.DagsterInstance, corpus: str) -> Report | None:
+    """Return the last report of the corpus's folder; None where there is none."""
+    records = instance.fetch_materializations(
         dg.AssetRecordsFilter(_FOLDER, asset_partitions=[corpus]), limit=1
     ).records
-    materialization = events[0].asset_materialization if events else None
-    return (materialization.tags or {}).get(_VERSION) if materialization else None
+    for record in records:
+        materialization = record.asset_materialization
+        tags = (materialization.tags if materialization else None) or {}
+        return Report(record.storage_id, tags.get(_VERSION, ""), record.timestamp)
+    return None
+
+
+def note_read(home: Home, corpus: str, version: str) -> None:
+    """Note that the corpus's tables are made of this version of its folder."""
+    write_text(_read_file(home, corpus), version)
+
+
+def read_version(home: Home, corpus: str) -> str:
+    """Return the version that the corpus's tables are made of; empty where none was read."""
+    file = _read_file(home, corpus)
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
+def _read_file(home: Home, corpus: str) -> Path:
+    return home.corpora / f".{corpus}.read"
 
 
 def report_event(corpus: str, version: str) -> dg.AssetMaterialization:
@@ -120,11 +152,15 @@ def report_event(corpus: str, version: str) -> dg.AssetMaterialization:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files below `folder`, hidden ones apart, by name; links to nothing too."""
-    for file in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if not hidden and not file.is_dir():
-            yield file
+    """Yield the files below `folder`, hidden ones apart, by name; links to nothing too.
+
+    A folder that may not be opened has none: the reader will say so.
+    """
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield Path(parent, name)
 
 
 def _status(file: Path) -> _Status:

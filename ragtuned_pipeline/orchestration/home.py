@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,7 @@ class Home:
             record = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # no JSON, or no UTF-8
             raise SettingsError(f"{file}: not valid JSON: {error}") from None
         if not isinstance(record, dict):
             raise SettingsError(f"{file}: expected an object with 'gold' and 'settings'")
@@ -147,7 +148,8 @@ class Home:
 def write_text(path: Path, text: str) -> None:
     """Write `text` so that a reader sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The process's number comes last: what it leaves when it is killed can be told from it.
+    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO
 
 from ragtuned_pipeline.orchestration.home import Home
+
+_held: set[Path] = set()  # lock files that this process holds
 
 COMMAND_LINE = {"ragtuned/started_by": "command line"}  # tags of runs in the caller's process
 
@@ -23,25 +26,43 @@ def alone(home: Home, corpus: str) -> Iterator[None]:
     Raises:
         RunFailed: another process holds it.
     """
-    with _lock_file(home, corpus) as handle:
+    with _lock_file(home, corpus).open("w") as handle:
         if not _taken(handle):
             raise RunFailed(f"another run of corpus {corpus!r} is going on; wait for it to end")
-        yield
+        with _noted(_lock_file(home, corpus)):
+            yield
 
 
 @contextmanager
 def wait_alone(home: Home, corpus: str, say_so: Callable[[], None]) -> Iterator[None]:
-    """As `alone`, but wait for whoever holds the lock; `say_so` is called before."""
-    with _lock_file(home, corpus) as handle:
+    """As `alone`, but wait for another process that holds the lock; `say_so` is called before.
+
+    Where this process holds it, as a run of the command line does, there is nothing to wait for.
+    """
+    file = _lock_file(home, corpus)
+    if file in _held:
+        yield
+        return
+    with file.open("w") as handle:
         if not _taken(handle):
             say_so()
             fcntl.flock(handle, fcntl.LOCK_EX)
+        with _noted(file):
+            yield
+
+
+@contextmanager
+def _noted(file: Path) -> Iterator[None]:
+    _held.add(file)
+    try:
         yield
+    finally:
+        _held.discard(file)
 
 
-def _lock_file(home: Home, corpus: str) -> IO[str]:
+def _lock_file(home: Home, corpus: str) -> Path:
     home.corpora.mkdir(parents=True, exist_ok=True)
-    return (home.corpora / f".{corpus}.lock").open("w")
+    return home.corpora / f".{corpus}.lock"
 
 
 def _taken(handle: IO[str]) -> bool:

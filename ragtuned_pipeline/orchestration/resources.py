@@ -9,14 +9,14 @@ import dagster as dg
 
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import ParquetIOManager, TableStore
-from ragtuned_pipeline.orchestration.locks import COMMAND_LINE, wait_alone
+from ragtuned_pipeline.orchestration.locks import wait_alone
 
 
 class HomeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The home folder; empty means $RAGTUNED_HOME, else ~/.ragtuned.
 
     A run holds its corpus's lock as long as it has this resource: a run of the daemon waits for one
-    of the command line, which holds the lock itself and refuses to wait.
+    of the command line, which has taken the lock before it began.
     """
 
     folder: str = ""
@@ -33,7 +33,7 @@ class HomeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[HomeResource]:
         run = context.run
         corpus = run.tags.get("dagster/partition") if run else None
-        if corpus is None or (run and COMMAND_LINE.items() <= run.tags.items()):
+        if corpus is None:
             yield self
             return
 

@@ -14,6 +14,11 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 import ragtuned_pipeline
+from ragtuned_pipeline.orchestration.dagster_records import (
+    corpora_at_work,
+    end_run,
+    runs_without_process,
+)
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.locks import COMMAND_LINE, RunFailed, alone
 from ragtuned_pipeline.orchestration.partitions import corpora
@@ -22,7 +27,6 @@ if TYPE_CHECKING:
     from dagster import DagsterEvent, EventLogEntry
 
 _INSTANCE_FILE = "dagster.yaml"
-_UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
 
 
 @dataclass(frozen=True)
@@ -124,19 +128,20 @@ def records_written() -> Iterator[None]:
         ) from None
 
 
-def end_dead_runs(home: Home, instance: dg.DagsterInstance, corpus: str) -> None:
-    """Mark command-line runs whose process was killed as failed, and free their pool slots.
+def end_dead_runs(home: Home, instance: dg.DagsterInstance, held: str | None = None) -> None:
+    """Mark runs whose process was killed as failed, and free their pool slots.
 
-    A killed process cannot give its slot of the pool back, and whoever waits for it would wait for
-    ever. Such a run is dead where its corpus's lock is free, or held by the caller (`corpus`).
+    A killed process cannot give its slot of the pool back, and whoever waits for it, or for its
+    corpus, would wait for ever. Such a run is dead where its corpus's lock is free.
+
+    Args:
+        held: the corpus whose lock the caller holds.
     """
-    unfinished = instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED, tags=COMMAND_LINE))
-    for run in unfinished:
-        owner = run.tags["dagster/partition"]
+    for corpus in corpora_at_work(instance):
         try:
-            with nullcontext() if owner == corpus else alone(home, owner):
-                instance.report_run_failed(run, "the process of this run was killed")
-                instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            with nullcontext() if corpus == held else alone(home, corpus):
+                for run in runs_without_process(instance, corpus):
+                    end_run(instance, run)
         except RunFailed:
             continue  # its process lives and holds the lock
 

@@ -11,11 +11,14 @@ import pytest
 from ragtuned_pipeline.definitions import defs
 from ragtuned_pipeline.orchestration.automation import corpora_sensor, nightly
 from ragtuned_pipeline.orchestration.folder_versions import (
+    folder_version,
+    last_report,
+    note_read,
     report_event,
     report_folder,
-    reported_version,
 )
 from ragtuned_pipeline.orchestration.home import Home
+from ragtuned_pipeline.orchestration.locks import alone
 from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.settings import AutomationSettings
@@ -23,6 +26,7 @@ from ragtuned_pipeline.settings import AutomationSettings
 QUIET = 0.2  # seconds
 SETTINGS = AutomationSettings(quiet_seconds=QUIET)
 ABLATION = "ablation"
+KEYS = [dg.AssetKey("documents")]
 
 
 @pytest.fixture
@@ -43,6 +47,7 @@ class Looking:
     def __init__(self, instance: dg.DagsterInstance, home: Path) -> None:
         self.instance, self.home, self.cursor = instance, home, None
         self.said = ""
+        self.asked: list[str | None] = []
 
     def tick(self, wait: bool = True) -> list[str]:
         """Return the corpora that are reported as changed."""
@@ -54,11 +59,12 @@ class Looking:
             definitions=defs,
             resources={"home": HomeResource(folder=str(self.home))},
         ) as context:
-            result: Any = corpora_sensor(SETTINGS)(context)
+            result: Any = corpora_sensor(SETTINGS, KEYS)(context)
         self.cursor = result.cursor
         self.said = result.skip_reason.skip_message if result.skip_reason else ""
         for request in result.dynamic_partitions_requests or []:
             self.instance.add_dynamic_partitions("corpora", list(request.partition_keys))
+        self.asked = [request.run_key for request in result.run_requests or []]
         for event in result.asset_events:
             self.instance.report_runless_asset_event(event)
         return [event.partition for event in result.asset_events]
@@ -69,17 +75,23 @@ def looking(instance: dg.DagsterInstance, tmp_path: Path) -> Looking:
     return Looking(instance, tmp_path)
 
 
+def version(looking: Looking) -> str:
+    report = last_report(looking.instance, "n")
+    assert report is not None
+    return report.version
+
+
 def test_new_changed_and_changed_back_folders_are_each_reported(looking: Looking) -> None:
     note = looking.home / "corpora" / "n" / "note.txt"
     write(note, "A")
     assert looking.tick() == ["n"]
     assert looking.instance.get_dynamic_partitions("corpora") == ["n"]
-    versions = [reported_version(looking.instance, "n")]
+    versions = [version(looking)]
     assert looking.tick() == []
     for text in ("B", "A"):
         write(note, text)
         assert looking.tick() == ["n"]
-        versions.append(reported_version(looking.instance, "n"))
+        versions.append(version(looking))
     assert versions[0] == versions[2] != versions[1]
 
 
@@ -167,6 +179,48 @@ def test_what_a_run_has_read_is_not_reported_again(looking: Looking) -> None:
     assert looking.tick() == []
 
 
+def test_a_change_that_came_while_a_run_was_reading_is_run_for_once(
+    looking: Looking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note, home = looking.home / "corpora" / "n" / "note.txt", Home(looking.home)
+    write(note, "A")
+    looking.tick()
+    read = folder_version(home, "n")  # a run begins to read
+    write(note, "B")
+    looking.tick()
+    note_read(home, "n", read)
+    looking.tick()
+    assert looking.asked == []  # the automation sensor has its looks first
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3600)
+    run(looking.instance, "n", dg.DagsterRunStatus.STARTED)
+    with alone(home, "n"):
+        looking.tick(wait=False)
+    assert looking.asked == []  # a run goes on
+    [going] = looking.instance.get_runs()
+    looking.instance.report_run_canceled(going)
+    looking.tick(wait=False)
+    [key] = looking.asked
+    looking.tick(wait=False)
+    assert looking.asked == [key]  # Dagster starts one run for a key
+    note_read(home, "n", folder_version(home, "n"))
+    looking.tick(wait=False)
+    assert looking.asked == []
+
+
+def test_a_folder_that_may_not_be_opened_stops_no_other(looking: Looking) -> None:
+    write(looking.home / "corpora" / "shut" / "deep" / "note.txt", "A")
+    write(looking.home / "corpora" / "latin" / "note.txt", "A")
+    (looking.home / "corpora" / "latin.json").write_bytes(b'{"gold": "\xe9"}')
+    write(looking.home / "corpora" / "fine" / "note.txt", "A")
+    shut = looking.home / "corpora" / "shut" / "deep"
+    shut.chmod(0)
+    try:
+        assert "fine" in looking.tick()
+    finally:
+        shut.chmod(0o755)
+
+
 # ---- the condition ----
 
 
@@ -236,17 +290,19 @@ def test_changed_data_asks_for_what_depends_on_it_and_equal_data_for_nothing(
 
 
 def test_the_conditions_can_be_switched_off_by_setting() -> None:
-    assert corpora_sensor(AutomationSettings()).default_status == dg.DefaultSensorStatus.RUNNING
+    assert (
+        corpora_sensor(AutomationSettings(), KEYS).default_status == dg.DefaultSensorStatus.RUNNING
+    )
     off = AutomationSettings(watch=False, nightly="")
-    assert corpora_sensor(off).default_status == dg.DefaultSensorStatus.STOPPED
-    assert nightly(off) == []
+    assert corpora_sensor(off, KEYS).default_status == dg.DefaultSensorStatus.STOPPED
+    assert nightly(off, KEYS) == []
 
 
 # ---- the schedule ----
 
 
 def asked_for(instance: dg.DagsterInstance, home: Path) -> list[str]:
-    [schedule] = nightly(SETTINGS)
+    [schedule] = nightly(SETTINGS, KEYS)
     with dg.build_schedule_context(
         instance=instance, resources={"home": HomeResource(folder=str(home))}
     ) as context:
@@ -263,14 +319,18 @@ def run(instance: dg.DagsterInstance, corpus: str, status: dg.DagsterRunStatus) 
 def test_the_schedule_asks_for_corpora_that_changed_or_failed(
     instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
-    for name in ("changed", "failed", "fine", "new"):
+    for name in ("busy", "changed", "failed", "fine", "new"):
         write(tmp_path / "corpora" / name / "note.txt", name)
         instance.add_dynamic_partitions(corpora.name or "", [name])
-    for name in ("changed", "failed", "fine"):
-        report_folder(instance, Home(tmp_path), name)
+    for name in ("changed", "failed", "fine", "busy"):
+        note_read(Home(tmp_path), name, report_folder(instance, Home(tmp_path), name))
     run(instance, "changed", dg.DagsterRunStatus.SUCCESS)
     run(instance, "fine", dg.DagsterRunStatus.FAILURE)
     run(instance, "fine", dg.DagsterRunStatus.SUCCESS)
     run(instance, "failed", dg.DagsterRunStatus.FAILURE)
+    run(instance, "busy", dg.DagsterRunStatus.FAILURE)
+    run(instance, "busy", dg.DagsterRunStatus.STARTED)
     write(tmp_path / "corpora" / "changed" / "note.txt", "other")
+    assert "changed" not in asked_for(instance, tmp_path)  # it is still changing
+    time.sleep(1.5 * QUIET)
     assert asked_for(instance, tmp_path) == ["changed", "failed", "new"]

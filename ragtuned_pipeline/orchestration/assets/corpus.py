@@ -7,7 +7,7 @@ import dagster as dg
 import pyarrow as pa
 
 from ragtuned_pipeline.item_store import open_items
-from ragtuned_pipeline.orchestration.folder_versions import report_folder
+from ragtuned_pipeline.orchestration.folder_versions import note_read, report_folder
 from ragtuned_pipeline.orchestration.home import CorpusMissing
 from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
@@ -53,7 +53,7 @@ def read_corpus(context: dg.AssetExecutionContext, home: HomeResource) -> Iterat
     corpus = context.partition_key
     settings = home.home.settings(corpus)
     try:
-        report_folder(context.instance, home.home, corpus)
+        version = report_folder(context.instance, home.home, corpus)
         folder = home.home.documents(corpus)
         with open_items(home.home.items(corpus), "documents") as converted:
             read, failures = read_folder(folder, settings.corpus.max_file_megabytes, converted)
@@ -92,3 +92,4 @@ def read_corpus(context: dg.AssetExecutionContext, home: HomeResource) -> Iterat
         compute,
         checks,
     )
+    note_read(home.home, corpus, version)
