@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 import dagster as dg
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ragtuned_pipeline.inference.calls import TeacherStopped
 from ragtuned_pipeline.orchestration import promotion_history as past
@@ -73,6 +74,14 @@ class _Defect:
     what: str
     remedy: str
     mend: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """Why something is not sound; where it was not `read`, its content may be."""
+
+    why: str
+    read: bool = True
 
 
 def examine(home: Home, mend: bool) -> list[Finding]:
@@ -230,47 +239,61 @@ def _main_databases(home: Home) -> list[Path]:
 
 
 def _databases(home: Home) -> Iterator[_Defect]:
-    damage = _damage(home.completions)
-    if damage:
+    fault = _fault(home.completions)
+    if fault and not fault.read:
+        yield _unread(str(home.completions), fault)
+    elif fault:
         yield _Defect(
-            f"{home.completions} is damaged ({damage})",
+            f"{home.completions} is damaged ({fault.why})",
             f"put it back from a copy, save what can be read with `sqlite3 {home.completions} "
             ".recover`, or move it away: its replies are then asked for, and paid, again",
         )
     main = _main_databases(home)
     for file in main:
-        damage = _damage(file)
-        if damage:
+        fault = _fault(file)
+        if fault and not fault.read:
+            yield _unread(str(file), fault)
+        elif fault:
             yield _Defect(
-                f"{file} is damaged ({damage})",
+                f"{file} is damaged ({fault.why})",
                 f"stop Dagster and move {_dagster_folder(home)} away: the history of runs is lost, "
                 "tables and adapters are not",
             )
     for file in sorted((_dagster_folder(home) / "history" / "runs").glob("*.db")):
-        if file not in main and (damage := _damage(file)):
+        fault = _fault(file) if file not in main else None
+        if fault and not fault.read:
+            yield _unread(str(file), fault)
+        elif fault:
             yield _Defect(
-                f"{file} is damaged ({damage})",
+                f"{file} is damaged ({fault.why})",
                 "delete it: the log of that run is lost, nothing else",
             )
 
 
-def _damage(file: Path) -> str:
-    """Return what SQLite finds wrong with a file, or the empty string."""
+def _unread(what: str, fault: _Fault) -> _Defect:
+    return _Defect(
+        f"{what} cannot be read ({fault.why})",
+        "see to its permissions, its disk or the network: nothing of it was changed",
+    )
+
+
+def _fault(file: Path) -> _Fault | None:
+    """Return what SQLite finds wrong with a file."""
     if not file.is_file():
-        return ""
+        return None
     try:
         with closing(sqlite3.connect(file, timeout=_BUSY_SECONDS)) as connection:
             (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.OperationalError as error:
-        return "" if "locked" in str(error) else str(error)  # locked: somebody works with it
+    except sqlite3.OperationalError as error:  # locked: somebody works with it
+        return None if "locked" in str(error) else _Fault(str(error), read=False)
     except sqlite3.DatabaseError as error:
-        return str(error)
-    return "" if said == "ok" else " ".join(str(said).split())
+        return _Fault(str(error))
+    return None if said == "ok" else _Fault(" ".join(str(said).split()))
 
 
 def _runs(home: Home) -> Iterator[_Defect]:
     main = _main_databases(home)
-    if not main[0].is_file() or any(map(_damage, main)):
+    if not main[0].is_file() or any(map(_fault, main)):
         return
     prepare_environment(home)
     try:
@@ -330,9 +353,14 @@ def _corpus(home: Home, corpus: str) -> Iterator[_Defect]:
         )
     yield from _temporaries(_own_temporaries(home, corpus))
     items = home.items(corpus)
-    if damage := _damage(items):
+    fault = _fault(items)
+    if fault and not fault.read:
+        yield _unread(str(items), fault)
+    elif fault:
         yield _Defect(
-            f"{items} is damaged ({damage})", "deleted; the next run makes it anew", items.unlink
+            f"{items} is damaged ({fault.why})",
+            "deleted; the next run makes it anew",
+            items.unlink,
         )
     yield from _adapters(home, corpus)
     yield from _tables(home, corpus)
@@ -367,11 +395,14 @@ def _own_temporaries(home: Home, corpus: str) -> Iterator[Path]:
 
 def _adapters(home: Home, corpus: str) -> Iterator[_Defect]:
     folder = home.adapters / corpus
-    damaged = {
-        place.name: damage
+    faults = {
+        place.name: fault
         for place in sorted(folder.glob("[0-9a-f]*"))
-        if _ADAPTER.fullmatch(place.name) and (damage := _adapter_damage(place))
+        if _ADAPTER.fullmatch(place.name) and (fault := _adapter_fault(place))
     }
+    damaged = {adapter: fault.why for adapter, fault in faults.items() if fault.read}
+    for adapter in sorted(faults.keys() - damaged.keys()):
+        yield _unread(f"adapter {adapter} of corpus {corpus!r}", faults[adapter])
     try:
         entries = past.history(home, corpus)
     except past.PromotionError as error:
@@ -381,7 +412,7 @@ def _adapters(home: Home, corpus: str) -> Iterator[_Defect]:
     answers = link.readlink().name if link.is_symlink() else None
     if answers is not None and (answers in damaged or not link.is_dir()):
         why = damaged.get(answers, "it is gone")
-        earlier = _intact(home, corpus, entries, {answers, *damaged})
+        earlier = _intact(home, corpus, entries, {answers, *faults})
         yield _Defect(
             f"adapter {answers}, which answers for {corpus!r}, is not whole ({why})",
             f"adapter {earlier} answers again, until the next run"
@@ -397,8 +428,8 @@ def _adapters(home: Home, corpus: str) -> Iterator[_Defect]:
         )
 
 
-def _adapter_damage(folder: Path) -> str:
-    """Return why an adapter is not whole, or the empty string.
+def _adapter_fault(folder: Path) -> _Fault | None:
+    """Return why an adapter is not whole.
 
     The weights' file begins with the length of its header, which tells where its last tensor ends
     (https://github.com/huggingface/safetensors, "Format").
@@ -411,12 +442,14 @@ def _adapter_damage(folder: Path) -> str:
             length = int.from_bytes(handle.read(8), "little")
             header = json.loads(handle.read(min(length, weights.stat().st_size)))
     except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (ValueError, OSError) as error:
-        return f"a file of it cannot be read: {error}"
+        return _Fault(f"{Path(error.filename).name} is missing")
+    except OSError as error:
+        return _Fault(str(error), read=False)
+    except ValueError as error:
+        return _Fault(f"a file of it is damaged: {error}")
     tensors = (each for name, each in header.items() if name != "__metadata__")
     end = 8 + length + max((each["data_offsets"][1] for each in tensors), default=0)
-    return "" if weights.stat().st_size == end else "its weights are cut off"
+    return None if weights.stat().st_size == end else _Fault("its weights are cut off")
 
 
 def _intact(
@@ -451,14 +484,19 @@ def _let_answer(home: Home, corpus: str, damaged: str, adapter: str | None) -> N
 
 
 def _tables(home: Home, corpus: str) -> Iterator[_Defect]:
-    store = TableStore(home.tables)
     for path in _table_files(home):
         name = path.parent.name
         if path.name != f"{corpus}.parquet" or schema_name(name) not in SCHEMAS:
             continue
         try:
-            check_schema(schema_name(name), store.read(name, corpus))
-        except (pa.ArrowException, OSError) as error:
+            content = path.read_bytes()
+        except OSError as error:
+            yield _unread(str(path), _Fault(str(error), read=False))
+            continue
+        try:
+            read = pq.read_table(pa.BufferReader(content)).replace_schema_metadata()
+            check_schema(schema_name(name), read)
+        except (pa.ArrowException, OSError) as error:  # of what was read: no place fails here
             why = f"cannot be read ({' '.join(str(error).split())[:200]})"
         except ValueError as error:
             why = f"is of another version ({error})"

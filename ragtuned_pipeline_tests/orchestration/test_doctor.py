@@ -1,9 +1,12 @@
 """Homes with one defect each: it is found, mended where that is safe, and gone the second time."""
 
+import errno
+import io
 import json
 import os
 import resource
 import shutil
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -239,6 +242,45 @@ def test_what_only_a_person_can_mend_is_named(home: Home, defect: str) -> None:
     assert what in found.what
     assert remedy in found.remedy
     assert examine(home, mend=False) == [found]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE])
+@pytest.mark.parametrize("place", ["documents/notes.parquet", f"{NEW}/adapter_model.safetensors"])
+def test_what_cannot_be_read_now_is_no_damage(
+    home: Home, place: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = io.open
+
+    def fails(file: object, *arguments: object, **named: object) -> object:
+        if str(file).endswith(place):
+            raise OSError(code, os.strerror(code), str(file))
+        return really(file, *arguments, **named)  # type: ignore[call-overload]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", fails)
+        patch.setattr("builtins.open", fails)
+        [found] = examine(home, mend=True)
+    assert found.state == "left"
+    assert os.strerror(code) in found.what
+    assert "nothing of it was changed" in found.remedy
+    assert answers(home) == NEW
+    assert examine(home, mend=True) == [], "nothing is gone"
+
+
+def test_a_store_that_cannot_be_opened_is_no_damage(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = sqlite3.connect
+
+    def fails(file: Path, **named: float) -> sqlite3.Connection:
+        if file == home.items("notes"):
+            raise sqlite3.OperationalError("unable to open database file")
+        return really(file, **named)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(sqlite3, "connect", fails)
+    [found] = examine(home, mend=True)
+    assert found.state == "left"
+    assert home.items("notes").is_file()
 
 
 def test_a_full_disk_is_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
