@@ -402,6 +402,8 @@ def main() -> None:
     # Weights come from this package or from where a setting says; nothing phones home.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # As in the trainer (tuning/trainer.py): threads that wait let the processor go soon.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # One progress display is enough; these libraries would draw theirs across it.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

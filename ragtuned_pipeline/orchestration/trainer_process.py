@@ -12,7 +12,7 @@ from dagster_pipes import open_dagster_pipes
 
 from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tuning.sft import TrainingInterrupted
-from ragtuned_pipeline.tuning.trainer import TrainJob, die_with_parent, run_job
+from ragtuned_pipeline.tuning.trainer import SHORT_WAITS, TrainJob, die_with_parent, run_job
 
 
 def main() -> int:
@@ -23,6 +23,7 @@ def main() -> int:
     # Ctrl-C reaches the whole process group: save a checkpoint then, too.
     signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault(*SHORT_WAITS)
     with open_dagster_pipes() as pipes:
 
         def progress(line: dict[str, Any]) -> None:

@@ -186,16 +186,10 @@ def train_adapter(
         "output": str(folder),
         "start_from": str(home.adapters / corpus / start.adapter) if start.adapter else None,
     }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", dg.PreviewWarning)  # of Pipes' own, in this pinned release
-        invocation = pipes.run(
-            command=[sys.executable, "-m", "ragtuned_pipeline.orchestration.trainer_process"],
-            context=context,
-            extras={"job": job},
-            env=KEEP_FREED_MEMORY,
-        )
-    for message in invocation.get_custom_messages():
-        raise UserError(str(message["refused"]))
+    # The folder is named by everything that the adapter depends on: one that was trained and could
+    # not be stored, as on a full disk, is not trained again.
+    if not (folder / "result.json").is_file():
+        _run_trainer(context, pipes, job)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     adapter = adapter_store.store(folder / "adapter", home.adapters, corpus, settings.base_model)
     if retuning:
@@ -294,6 +288,22 @@ def _stands(home: Home, corpus: str, known: Training, retuning: Retuning | None)
 def _put(rows: pa.Table, path: Path) -> Path:
     write_parquet(rows, UPath(path))
     return path
+
+
+def _run_trainer(
+    context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient, job: dict[str, Any]
+) -> None:
+    """Raises UserError where the trainer refuses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.PreviewWarning)  # of Pipes' own, in this pinned release
+        invocation = pipes.run(
+            command=[sys.executable, "-m", "ragtuned_pipeline.orchestration.trainer_process"],
+            context=context,
+            extras={"job": job},
+            env=KEEP_FREED_MEMORY,
+        )
+    for message in invocation.get_custom_messages():
+        raise UserError(str(message["refused"]))
 
 
 def training_metadata(home: Home, corpus: str, training: Training, kept: bool) -> dict[str, Any]:

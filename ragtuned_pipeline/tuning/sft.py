@@ -201,7 +201,9 @@ def _train(
         losses=_curve(state.log_history, "loss"),
         held_out_losses=_curve(state.log_history, "eval_held_out_loss"),
     )
-    (output / "result.json").write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
+    written = output / "result.json.tmp"  # whoever finds result.json finds a whole training
+    written.write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
+    written.replace(output / "result.json")
     for used in output.glob("checkpoint-*"):
         shutil.rmtree(used)
     return result

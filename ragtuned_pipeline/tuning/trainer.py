@@ -37,6 +37,12 @@ KEEP_FREED_MEMORY = {
 }
 
 
+# How long a thread of a process waits for the others before it lets the processor go, in turns of
+# its loop. By default it waits so long that beside another busy process a training takes ten times
+# as long, for 10 % when it is alone (docs/log.md, 2026-11-27). Read when torch is loaded.
+SHORT_WAITS = ("GOMP_SPINCOUNT", "10000")
+
+
 class TrainJob(BaseModel):
     """What one trainer process is asked to do; see train()."""
 
@@ -77,6 +83,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     die_with_parent()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault(*SHORT_WAITS)
     job = TrainJob.model_validate_json(Path(arguments[0]).read_text(encoding="utf-8"))
     try:
         result = run_job(job, _say)
