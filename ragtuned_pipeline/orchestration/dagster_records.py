@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 
 _BUSY_SECONDS = 60.0
-# A run of the daemon takes its corpus's lock within seconds of its start. One that is older and
-# does not hold it has no process any more.
+# A run of the daemon takes its corpus's lock within seconds of its start, before its first step.
+# One that is older, or has begun a step, and does not hold it has no process any more.
 _SECONDS_TO_START = 300.0
 _AT_WORK = [
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+_JOBS = {"build_memory", "full_evaluation"}
 _PARTITION = "dagster/partition"
 _RUN_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -58,12 +59,18 @@ def runs_without_process(instance: dg.DagsterInstance, corpus: str) -> list[dg.D
         for record in instance.get_run_records(filters)
         if COMMAND_LINE.items() <= record.dagster_run.tags.items()
         or time.time() - _changed_at(record) > _SECONDS_TO_START
+        or _has_begun_a_step(instance, record.dagster_run.run_id)
     ]
 
 
 def _changed_at(record: dg.RunRecord) -> float:
     changed = record.update_timestamp
     return (changed if changed.tzinfo else changed.replace(tzinfo=UTC)).timestamp()
+
+
+def _has_begun_a_step(instance: dg.DagsterInstance, run: str) -> bool:
+    found = instance.get_records_for_run(run, of_type=dg.DagsterEventType.STEP_START, limit=1)
+    return bool(found.records)
 
 
 def end_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
@@ -94,11 +101,12 @@ def forget_records(instance: dg.DagsterInstance, corpus: str) -> int:
     storage = instance.event_log_storage
     assert isinstance(storage, SqlEventLogStorage)  # each of Dagster's own is one
     runs = ended_runs(instance, corpus)
+    if isinstance(storage, SqliteEventLogStorage):
+        _hold_highest_id(storage)
+    _delete_events(storage, corpus, runs)
     for run in runs:
         storage.delete_events(run)
         instance.compute_log_manager.delete_logs(prefix=[run])
-    keys = [key.to_string() for key in _our_keys()]
-    _delete_events(storage, corpus, runs, keys)
     for run in runs:  # last: what is left of them after a crash is found by them
         instance.delete_run(run)
     if isinstance(storage, SqliteEventLogStorage):
@@ -111,10 +119,11 @@ def forget_records(instance: dg.DagsterInstance, corpus: str) -> int:
 
 
 def _is_ours(run: dg.DagsterRun) -> bool:
-    """Whether a run is one of this project: an instance may serve other projects too."""
-    if run.asset_selection:
-        return run.asset_selection <= _our_keys()
-    return run.job_name in {"build_memory", "full_evaluation"}
+    """Whether a run is one of this project: an instance may serve other projects too.
+
+    One asset of ours is enough: others of the same run may be gone from the project since.
+    """
+    return run.job_name in _JOBS or bool((run.asset_selection or set()) & _our_keys())
 
 
 def _our_keys() -> AbstractSet[dg.AssetKey]:
@@ -123,11 +132,28 @@ def _our_keys() -> AbstractSet[dg.AssetKey]:
     return defs.resolve_asset_graph().get_all_asset_keys()
 
 
-def _delete_events(
-    storage: SqlEventLogStorage, corpus: str, runs: Sequence[str], keys: Sequence[str]
-) -> None:
+def _hold_highest_id(storage: SqlEventLogStorage) -> None:
+    """Add an empty event behind the last one, in place of an earlier such one.
+
+    SQLite gives the ids of the last events again once they are deleted, and the daemon, which
+    remembers how far it has read, would pass over the new ones.
+    """
+    from dagster._core.storage.event_log.schema import SqlEventLogStorageTable as Events
+    from sqlalchemy import func, select
+
+    with storage.index_connection() as connection:
+        highest = select(func.coalesce(func.max(Events.c.id), 0))
+        (last,) = connection.execute(highest).one()
+        connection.execute(Events.delete().where(Events.c.event == ""))
+        connection.execute(Events.insert().values(id=last + 1, run_id="", event=""))
+
+
+def _delete_events(storage: SqlEventLogStorage, corpus: str, runs: Sequence[str]) -> None:
     """Delete the events of the corpus's partition, and the copies that Dagster keeps of each
-    asset's last event: without one it looks for the last that is left."""
+    asset's last event: without one it looks for the last that is left.
+
+    The assets are those of now and those of the runs, which may be gone since.
+    """
     from dagster._core.instance import RUNLESS_RUN_ID
     from dagster._core.storage.event_log.schema import (
         AssetCheckExecutionsTable as Checks,
@@ -137,6 +163,11 @@ def _delete_events(
     from dagster._core.storage.event_log.schema import SqlEventLogStorageTable as Events
     from sqlalchemy import and_, or_, select
 
+    with storage.index_connection() as connection:
+        made = select(Events.c.asset_key).where(Events.c.run_id.in_(runs)).distinct()
+        last = select(Keys.c.asset_key).where(Keys.c.last_run_id.in_(runs))
+        found = [*connection.execute(made), *connection.execute(last)]
+    keys = sorted({key.to_string() for key in _our_keys()} | {key for (key,) in found if key})
     of_corpus = and_(Events.c.partition == corpus, Events.c.asset_key.in_(keys))
     with storage.run_connection(RUNLESS_RUN_ID) as connection:
         connection.execute(Events.delete().where(of_corpus))

@@ -169,7 +169,7 @@ def _drive(home: Home) -> None:
     from ragtuned_pipeline.orchestration.runs import run_assets
 
     for group in GROUPS:
-        run_assets(home, "news", group, lambda _event: None)
+        run_assets(home, "news", (group,), lambda _event: None)
 
 
 def main() -> None:

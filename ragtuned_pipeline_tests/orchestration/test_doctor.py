@@ -19,6 +19,7 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 import torch
+from dagster._core.events import DagsterEvent
 from safetensors.torch import save_file
 
 from ragtuned_pipeline.item_store import open_items
@@ -352,6 +353,19 @@ def test_a_run_without_a_process_is_ended(
     assert ended.status == dg.DagsterRunStatus.FAILURE
     assert holders(instance) == set()
     assert examine(home, mend=True) == []
+
+
+def test_a_run_that_has_begun_a_step_had_the_lock(home: Home, instance: dg.DagsterInstance) -> None:
+    """So that without it its process is gone, however young the run."""
+    run = instance.get_run_by_id(start(instance, {}))
+    assert run
+    assert examine(home, mend=True) == [], "it may wait for the lock"
+    event = DagsterEvent(dg.DagsterEventType.STEP_START.value, "build_memory", step_key="documents")
+    instance.report_dagster_event(event, run.run_id)
+    with alone(home, "notes"):
+        assert examine(home, mend=True) == [], "its process lives"
+    [mended] = examine(home, mend=True)
+    assert f"run {run.run_id} of corpus 'notes'" in mended.what
 
 
 def test_the_place_of_a_run_that_is_over_is_freed(home: Home, instance: dg.DagsterInstance) -> None:

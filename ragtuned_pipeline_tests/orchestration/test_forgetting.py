@@ -374,6 +374,42 @@ def test_dagster_s_files_are_written_anew(home: Home) -> None:
         connection.close()
 
 
+def test_assets_that_the_project_has_no_more_are_forgotten_too(home: Home) -> None:
+    partitions = dg.DynamicPartitionsDefinition(name="corpora")
+
+    @dg.multi_asset(
+        specs=[dg.AssetSpec("documents"), dg.AssetSpec("removed")], partitions_def=partitions
+    )
+    def made() -> Iterator[dg.MaterializeResult[None]]:
+        yield dg.MaterializeResult("documents")
+        yield dg.MaterializeResult("removed", metadata={"preview": SECRET})
+
+    job = dg.Definitions([made]).resolve_implicit_global_asset_job_def()
+    keys = [dg.AssetKey("documents"), dg.AssetKey("removed")]
+    with dg.DagsterInstance.get() as instance:
+        instance.delete_run(*ended_runs(instance, "other"))
+        job.execute_in_process(instance=instance, partition_key="notes", asset_selection=keys)
+        assert forget_records(instance, "notes") == 2
+    assert not {name for name in holders(home, SECRET) if name.startswith("dagster/")}
+
+
+def test_events_after_forgetting_have_new_ids(home: Home) -> None:
+    """Whoever reads on from the last id that it knows, as the daemon does, sees them."""
+    event = dg.AssetMaterialization("documents", partition="notes")
+    with dg.DagsterInstance.get() as instance:
+        instance.delete_run(*ended_runs(instance, "other"))
+        storage = instance.event_log_storage
+        for _ in range(2):
+            known = storage.get_maximum_record_id()
+            assert known
+            forget_records(instance, "notes")
+            instance.report_runless_asset_event(event)
+            records = instance.fetch_materializations(
+                dg.AssetRecordsFilter(dg.AssetKey("documents"), after_storage_id=known), 9
+            )
+            assert len(records.records) == 1
+
+
 def test_logs_that_another_run_writes_are_left_and_named(home: Home, rebuilt: list[str]) -> None:
     with alone(home, "other"):
         came_of_it = forget(home, "notes", plan_forgetting(home, "notes", "secret.md"), quiet)

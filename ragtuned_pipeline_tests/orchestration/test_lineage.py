@@ -174,7 +174,7 @@ def test_each_row_is_compared_with_those_that_the_adapter_has_learned(
     home: Home, instance: dg.DagsterInstance
 ) -> None:
     """Also where no version is recorded, and where the adapter knows rows that are gone."""
-    learned = learned_rows(ROWS.slice(1), None, goes_on=False)
+    learned = learned_rows(ROWS.slice(1), ROWS.slice(0, 0), None, goes_on=False)
     write_parquet(learned, UPath(rows_file(home.adapters, "news", "one")))
     found = adapter_lineage(home, "news", ROWS.slice(0, ROWS.num_rows - 1), instance)
     assert found.unknown_rows == {ROWS["id"][0].as_py()}
