@@ -196,7 +196,7 @@ def test_new_facts_go_on_from_the_promoted_adapter(home: Home) -> None:
     assert job_of(home, told, start=SCRATCH)["start_from"] is None
     job = job_of(home, rows(FACTS[:8]))
     assert Path(job["start_from"]).name == training.adapter
-    assert pq.read_metadata(job["training_rows"]).num_rows == 16
+    assert pq.read_metadata(job["training_rows"]).num_rows == 41
 
 
 def test_from_scratch_the_ages_of_facts_are_known_too(home: Home) -> None:
