@@ -332,7 +332,10 @@ def forget(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete a document and all that was made with it, and make the corpus anew without it."""
+    """Delete a document and all that was made with it, and make the corpus anew without it.
+
+    Exit status 1 where no adapter answers afterwards.
+    """
     from dataclasses import asdict
 
     from ragtuned_pipeline.inference.completions import StoreInUse
@@ -370,6 +373,8 @@ def forget(
         print(json.dumps(asdict(forgotten), ensure_ascii=False))
     else:
         print(*result_lines(forgotten), sep="\n")
+    if not forgotten.answers:
+        sys.exit(1)
 
 
 @app.command()

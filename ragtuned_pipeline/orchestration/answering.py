@@ -18,7 +18,7 @@ from ragtuned_pipeline.orchestration.io import TableStore
 from ragtuned_pipeline.orchestration.steps import code_version
 from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tables import Failure, table
-from ragtuned_pipeline.tuning.adapter_store import AdapterError, current
+from ragtuned_pipeline.tuning.adapter_store import AdapterError, current, find
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -177,8 +177,13 @@ class CannotAnswer(ValueError):
 
 
 @contextmanager
-def prepared_system(home: Home, corpus: str, system: str) -> Iterator[Answerer]:
-    """Yield a system ready to answer questions about `corpus`, with its promoted adapter.
+def prepared_system(
+    home: Home, corpus: str, system: str, content: str | None = None
+) -> Iterator[Answerer]:
+    """Yield a system ready to answer questions about `corpus`.
+
+    Args:
+        content: the stored adapter that it answers with; None for the promoted one.
 
     Raises:
         CannotAnswer: it needs something that is not there, or the corpus is too large for it.
@@ -195,7 +200,12 @@ def prepared_system(home: Home, corpus: str, system: str) -> Iterator[Answerer]:
     adapter = None
     if spec.uses_adapter:
         try:
-            adapter = current(home.adapters, corpus, settings.tuning.base_model)
+            base_model = settings.tuning.base_model
+            adapter = (
+                current(home.adapters, corpus, base_model)
+                if content is None
+                else find(home.adapters, corpus, content, base_model)
+            )
         except AdapterError as error:
             raise CannotAnswer(str(error)) from None
     tables = {name: store.read(name, corpus) for name in names}

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from ragtuned_pipeline.corpus.readers import CorpusError, read_folder
-from ragtuned_pipeline.orchestration.answering import CannotAnswer, prepared_system
+from ragtuned_pipeline.orchestration import promotion_history as past
+from ragtuned_pipeline.orchestration.answering import prepared_system
 from ragtuned_pipeline.orchestration.dagster_records import (
     end_run,
     ended_runs,
@@ -44,7 +46,8 @@ from ragtuned_pipeline.orchestration.runs import (
     records_written,
     run_holding_lock,
 )
-from ragtuned_pipeline.settings import SettingsError
+from ragtuned_pipeline.orchestration.training import read_training
+from ragtuned_pipeline.settings import CORPUS_NAME
 from ragtuned_pipeline.tables import Failure, table
 from ragtuned_pipeline.tuning import adapter_store
 
@@ -80,6 +83,7 @@ class Forgetting(BaseModel):
         files: of them, those to be deleted, relative to the folder.
         questions: whose facts came from these documents alone.
         gold: questions of the user's own that name one of the documents.
+        elsewhere: of other corpora of the home that hold the text too, the command for each.
         answered_before: questions that the promoted adapter answered right; None where it was not
             asked.
         deleted: counts by name, once all is deleted and only making anew is left.
@@ -92,6 +96,7 @@ class Forgetting(BaseModel):
     files: tuple[str, ...]
     questions: tuple[Question, ...]
     gold: tuple[str, ...]
+    elsewhere: Mapping[str, str] = {}
     answered_before: int | None = None
     deleted: Mapping[str, int] | None = None
 
@@ -105,6 +110,7 @@ class Forgotten:
         answered: of the probe's questions, how many were answered right by "before", "after" and
             "base"; None where that one was not there to be asked.
         notes: what is left to be known or done, one sentence each.
+        answers: whether an adapter answers for what is left of the corpus; true where nothing is.
     """
 
     document: str
@@ -113,6 +119,7 @@ class Forgotten:
     asked: int
     answered: Mapping[str, int | None]
     notes: tuple[str, ...]
+    answers: bool
 
 
 # --- what is to be forgotten ------------------------------------------------------------------
@@ -164,6 +171,7 @@ def plan_forgetting(
         files=tuple(files),
         questions=_questions(home, corpus, forgotten["id"].combine_chunks()),
         gold=_gold_that_cites(home, corpus, forgotten),
+        elsewhere=_elsewhere(home, corpus, forgotten["text"].combine_chunks()),
     )
 
 
@@ -213,6 +221,7 @@ def planned_lines(
         f"make it anew from what is left, and ask it {len(forgetting.questions)} questions",
         f"delete of {counts['replies']:,} replies of the teacher's those that were not used again",
         *(f"your own question stays, and names it: {question}" for question in forgetting.gold),
+        *_elsewhere_lines(forgetting),
     ]
 
 
@@ -389,6 +398,28 @@ def _gold_that_cites(home: Home, corpus: str, documents: pa.Table) -> tuple[str,
     return tuple(row["question"] for row in rows if row["document_ids"])
 
 
+def _elsewhere(home: Home, corpus: str, texts: pa.Array) -> dict[str, str]:
+    """Return corpus -> command, of the other corpora that share the folder or hold a text."""
+    folder, found = home.documents(corpus), {}
+    for name in home.names():
+        if name == corpus or not CORPUS_NAME.fullmatch(name):
+            continue
+        made = _stored(home, name, "documents")
+        if home.documents(name) == folder:  # the file is gone there too
+            found[name] = f"ragtuned forget {name}"
+        elif paths := made.filter(pc.is_in(made["text"], value_set=texts))["path"].to_pylist():
+            commands = (f"ragtuned forget {name} {shlex.quote(path)}" for path in sorted(paths))
+            found[name] = " && ".join(commands)
+    return found
+
+
+def _elsewhere_lines(forgetting: Forgetting) -> list[str]:
+    return [
+        f"corpus {name!r} holds it too: run `{command}`"
+        for name, command in forgetting.elsewhere.items()
+    ]
+
+
 # --- forgetting -------------------------------------------------------------------------------
 
 
@@ -408,6 +439,7 @@ def forget(
     with alone(home, corpus):
         prepare_environment(home)
         if unfinished_forgetting(home, corpus) is None:
+            _write(home, corpus, forgetting)  # first: whatever asking comes to, it goes on
             right = _right(home, corpus, "tuned", forgetting.questions)
             forgetting = forgetting.model_copy(update={"answered_before": right})
             _write(home, corpus, forgetting)
@@ -417,9 +449,15 @@ def forget(
             forgetting = forgetting.model_copy(update={"deleted": deleted})
             _write(home, corpus, forgetting)
         after = base = None
+        answers = True
         if _read(home, corpus)[0].num_rows:
             _make_anew(home, corpus, on_event)
-            after = _right(home, corpus, "tuned", forgetting.questions)
+            training = read_training(home, corpus, "tuned")
+            trained = training.adapter if training else None
+            after = _right(home, corpus, "tuned", forgetting.questions, trained)
+            answers = adapter_store.promoted(home.adapters, corpus) is not None
+            if not answers:
+                notes.append(_why_none_answers(home, corpus, trained))
             base = _right(home, corpus, "base", forgetting.questions)
         else:
             notes.append("No document is left: nothing was made anew, and nothing answers.")
@@ -432,6 +470,7 @@ def forget(
         f"Your own question stays in {home.gold(corpus)}, and in what is made of it: {question}"
         for question in forgetting.gold
     ]
+    notes += _elsewhere_lines(forgetting)
     return Forgotten(
         forgetting.document,
         forgetting.paths,
@@ -439,6 +478,18 @@ def forget(
         len(forgetting.questions),
         {"before": forgetting.answered_before, "after": after, "base": base},
         tuple(notes),
+        answers,
+    )
+
+
+def _why_none_answers(home: Home, corpus: str, trained: str | None) -> str:
+    if trained is None:
+        return f"No adapter was trained: nothing answers for corpus {corpus!r}."
+    reasons = past.refusal(past.history(home, corpus), trained, None)
+    return (
+        f"Nothing answers for corpus {corpus!r}: adapter {trained} is not promoted"
+        f"{f' ({reasons})' if reasons else ''}; `ragtuned promote {corpus} {trained} --force` "
+        "promotes it all the same."
     )
 
 
@@ -454,7 +505,7 @@ def _delete(home: Home, corpus: str, forgetting: Forgetting, notes: list[str]) -
                 "command goes on"
             ) from None
     adapters = home.adapters / corpus
-    (adapters / "current").unlink(missing_ok=True)
+    remove(adapters / "current")  # a copy of the home that followed links made a folder of it
     counts = {
         "files": len(forgetting.files),
         "adapters": len(adapter_store.stored(home.adapters, corpus)),
@@ -492,16 +543,30 @@ def _make_anew(home: Home, corpus: str, on_event: Callable[[StepEvent], None]) -
         ) from None
 
 
-def _right(home: Home, corpus: str, system: str, questions: Sequence[Question]) -> int | None:
-    """Return how many questions a system answers right, None where it cannot answer."""
+def _right(
+    home: Home,
+    corpus: str,
+    system: str,
+    questions: Sequence[Question],
+    adapter: str | None = None,
+) -> int | None:
+    """Return how many questions a system answers right, None where it cannot answer.
+
+    Args:
+        adapter: a stored one; None for the promoted one.
+    """
+    from safetensors import SafetensorError
+
     from ragtuned_pipeline.evaluation.metrics import score_answers
 
     if not questions:
         return 0
     try:
-        with prepared_system(home, corpus, system) as answerer:
+        with prepared_system(home, corpus, system, adapter) as answerer:
             given = answerer.answer([each.question for each in questions])
-    except (CannotAnswer, SettingsError):  # nothing to forget waits for a GPU
+    # What loading tables, weights and an adapter raises where one is missing or damaged, or memory
+    # is short: nothing to be forgotten waits for that. CannotAnswer and SettingsError are such.
+    except (OSError, ValueError, RuntimeError, SafetensorError):
         return None
     answers, golds = [each.text for each in given], [each.gold for each in questions]
     return int(score_answers(answers, golds).contains.sum())

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import dagster as dg
@@ -18,9 +19,12 @@ from typer.testing import CliRunner
 from ragtuned_pipeline.cli import app
 from ragtuned_pipeline.corpus.readers import read_folder
 from ragtuned_pipeline.corpus.sentences import split_sentences
+from ragtuned_pipeline.inference.base_models import identity
 from ragtuned_pipeline.inference.completions import CompletionStore, Scope, Stored, Usage
 from ragtuned_pipeline.item_store import open_items
 from ragtuned_pipeline.orchestration import forgetting
+from ragtuned_pipeline.orchestration import promotion_history as past
+from ragtuned_pipeline.orchestration.answering import CannotAnswer, prepared_system
 from ragtuned_pipeline.orchestration.dagster_records import ended_runs, forget_records
 from ragtuned_pipeline.orchestration.forgetting import (
     CannotForget,
@@ -34,8 +38,11 @@ from ragtuned_pipeline.orchestration.home import Home, write_text
 from ragtuned_pipeline.orchestration.io import TableStore
 from ragtuned_pipeline.orchestration.locks import RunFailed, alone
 from ragtuned_pipeline.orchestration.runs import prepare_environment
+from ragtuned_pipeline.orchestration.training import Training
 from ragtuned_pipeline.tables import SCHEMAS, table
+from ragtuned_pipeline.tuning import adapter_store
 
+TRAINED = "c" * 20
 SECRET = "Ottilie Brandt keeps the savings of the café «Zum Anker» in the lamp room."
 KNOWN = "The ferry Blue Marten leaves Tollen at seven every morning."
 
@@ -183,6 +190,13 @@ def record(home: Home) -> None:
         )
 
 
+def tuned(home: Home, corpus: str) -> None:
+    """What training leaves: the adapter, which is not promoted yet, and the record of it."""
+    training = Training("fingerprint", TRAINED, "base", {}, {})
+    write_text(home.adapters / corpus / TRAINED / "base_model.json", "{}")
+    write_text(home.adapters / corpus / "tuned.json", json.dumps(asdict(training)))
+
+
 @pytest.fixture
 def rebuilt(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stand-ins for what takes a minute: the run, of which one reply is used again, the probe."""
@@ -194,6 +208,8 @@ def rebuilt(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         TableStore(home.tables).write("documents", corpus, documents)
         with CompletionStore(home.completions) as store:
             store.get(b"of the rest", corpus)
+        tuned(home, corpus)
+        adapter_store.promote(home.adapters, corpus, TRAINED)
         return "run"
 
     monkeypatch.setattr(forgetting, "run_holding_lock", run)
@@ -345,9 +361,12 @@ def test_nothing_holds_the_text_afterwards(home: Home, rebuilt: list[str]) -> No
         (
             f"Your own question stays in {home.gold('notes')}, and in what is made of it: "
             "Who keeps savings?",
+            "corpus 'other' holds it too: run `ragtuned forget other`",
         ),
+        True,
     )
-    assert sorted(p.name for p in (home.adapters / "notes").iterdir()) == ["history.json"]
+    left_there = sorted(p.name for p in (home.adapters / "notes").iterdir())
+    assert left_there == [TRAINED, "current", "history.json", "tuned.json"]
     assert (home.adapters / "other" / "current").is_dir()
     assert KNOWN in (home.documents("notes") / "ferry.md").read_text()
 
@@ -416,6 +435,94 @@ def test_logs_that_another_run_writes_are_left_and_named(home: Home, rebuilt: li
     assert (home.folder / "logs" / "vllm.log").is_file()
     assert "vllm.log" not in str(came_of_it.notes)
     assert any("another run writes it" in note for note in came_of_it.notes)
+
+
+def test_a_refused_adapter_is_probed_and_told(
+    home: Home, rebuilt: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing answers then, which is no success."""
+    asked: list[tuple[object, ...]] = []
+
+    def refused(home: Home, corpus: str, *_: object) -> str:
+        tuned(home, corpus)
+        with past.locked(home, corpus) as entries:
+            why = ("it knows less",)
+            entry = past.Entry("refused", TRAINED, None, TRAINED, past.now(), "run", "", {}, why)
+            past.append(home, corpus, entries, entry)
+        return "run"
+
+    def right(_home: Home, _corpus: str, system: str, _questions: object, *adapter: object) -> int:
+        asked.append((system, *adapter))
+        return 0
+
+    monkeypatch.setattr(forgetting, "run_holding_lock", refused)
+    monkeypatch.setattr(forgetting, "_right", right)
+    status, said, _ = command(home, "secret.md", "--yes")
+    assert status == 1
+    assert f"adapter {TRAINED} is not promoted (it knows less)" in said
+    assert asked == [("tuned",), ("tuned", TRAINED), ("base",)]
+    assert unfinished_forgetting(home, "notes") is None
+
+
+def test_the_probe_asks_the_adapter_that_was_trained(home: Home) -> None:
+    system = prepared_system(home, "notes", "tuned", "d" * 20)
+    with pytest.raises(CannotAnswer, match=f"no adapter {'d' * 20}"), system:
+        pass
+
+
+def test_a_home_that_was_copied_with_its_links_followed(home: Home, rebuilt: list[str]) -> None:
+    link = home.adapters / "notes" / "current"
+    folder = link.resolve()
+    link.unlink()
+    shutil.copytree(folder, link)
+    forget(home, "notes", plan_forgetting(home, "notes", "secret.md"), quiet)
+    assert link.readlink() == Path(TRAINED)
+
+
+def test_an_adapter_that_cannot_be_loaded_is_not_asked(home: Home) -> None:
+    """The weights of this home are a sentence."""
+    base = {"base_model": "embedded", "identity": identity("embedded")}
+    write_text(home.adapters / "notes" / ("a" * 20) / "base_model.json", json.dumps(base))
+    questions = plan_forgetting(home, "notes", "secret.md").questions
+    assert questions
+    assert forgetting._right(home, "notes", "tuned", questions) is None
+
+
+def test_a_crash_of_the_asking_does_not_hold_it_up(
+    home: Home, rebuilt: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = forgetting._right
+
+    def killed(*_: object) -> int:
+        assert (home.adapters / "notes" / "current").is_symlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(forgetting, "_right", killed)
+    planned = plan_forgetting(home, "notes", "secret.md")
+    with pytest.raises(KeyboardInterrupt):
+        forget(home, "notes", planned, quiet)
+    assert unfinished_forgetting(home, "notes") == planned
+    monkeypatch.setattr(forgetting, "_right", works)
+    came_of_it = forget(home, "notes", plan_forgetting(home, "notes", None), quiet)
+    assert came_of_it.answered == {"before": None, "after": 1, "base": 1}
+
+
+def test_other_corpora_that_hold_the_text_are_named(home: Home, tmp_path: Path) -> None:
+    folder = tmp_path / "third"
+    shutil.copytree(home.documents("notes") / "sub", folder)
+    (folder / "copy.md").rename(folder / "a copy.md")
+    home.register("third", folder, None, {})
+    (home.corpora / "My Notes").mkdir()
+    documents, _ = read_folder(folder, 20)
+    TableStore(home.tables).write("documents", "third", documents)
+    planned = plan_forgetting(home, "notes", "secret.md")
+    assert planned.elsewhere == {
+        "other": "ragtuned forget other",
+        "third": "ragtuned forget third 'a copy.md'",
+    }
+    _, said, _ = command(home, "secret.md", "--dry-run")
+    assert "corpus 'third' holds it too: run `ragtuned forget third 'a copy.md'`" in said
+    assert plan_forgetting(home, "notes", "ferry.md").elsewhere.keys() == {"other"}
 
 
 def test_the_last_document_leaves_nothing_to_make(home: Home, rebuilt: list[str]) -> None:
