@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
 import pyarrow as pa
@@ -32,14 +32,13 @@ from ragtuned_pipeline.orchestration.dagster_records import (
     runs_without_process,
 )
 from ragtuned_pipeline.orchestration.early_checks import check_early
-from ragtuned_pipeline.orchestration.forgetting import unfinished_forgetting
+from ragtuned_pipeline.orchestration.forgetting import CannotForget, unfinished_forgetting
 from ragtuned_pipeline.orchestration.home import CorpusMissing, Home, remove
 from ragtuned_pipeline.orchestration.io import TableStore
 from ragtuned_pipeline.orchestration.locks import RunFailed, alone
 from ragtuned_pipeline.orchestration.orphans import stop_orphan_trainers, trainers_at_work
 from ragtuned_pipeline.orchestration.runs import prepare_environment, records_written
 from ragtuned_pipeline.orchestration.steps import schema_name
-from ragtuned_pipeline.orchestration.training import read_training
 from ragtuned_pipeline.settings import CORPUS_NAME, SettingsError
 from ragtuned_pipeline.tables import SCHEMAS, check_schema
 from ragtuned_pipeline.tuning import adapter_store
@@ -339,11 +338,15 @@ def _pool_slots(instance: dg.DagsterInstance) -> Iterator[_Defect]:
 
 def _corpus(home: Home, corpus: str) -> Iterator[_Defect]:
     yield from _set_up(home, corpus)
-    if unfinished_forgetting(home, corpus) is not None:
-        yield _Defect(
-            f"forgetting a document of corpus {corpus!r} was interrupted",
-            f"run `ragtuned forget {corpus}`: it goes on",
-        )
+    try:
+        if unfinished_forgetting(home, corpus) is not None:
+            yield _Defect(
+                f"forgetting a document of corpus {corpus!r} was interrupted",
+                f"run `ragtuned forget {corpus}`: it goes on",
+            )
+    except CannotForget as error:
+        yield _Defect(str(error), "until then nothing else of the corpus is looked at")
+        return
     if trainers := trainers_at_work(home, corpus):
         numbers = ", ".join(str(trainer.pid) for trainer in trainers)
         yield _Defect(
@@ -362,6 +365,7 @@ def _corpus(home: Home, corpus: str) -> Iterator[_Defect]:
             "deleted; the next run makes it anew",
             items.unlink,
         )
+    yield from _records(home, corpus)
     yield from _adapters(home, corpus)
     yield from _tables(home, corpus)
 
@@ -393,6 +397,24 @@ def _own_temporaries(home: Home, corpus: str) -> Iterator[Path]:
             yield path
 
 
+def _records(home: Home, corpus: str) -> Iterator[_Defect]:
+    """What is noted of trainings, adapters and files, the history apart."""
+    noted = sorted((home.adapters / corpus).glob("*.json"))
+    for file in (*noted, home.corpora / f".{corpus}.files.json"):
+        if file.name == "history.json" or not file.is_file():
+            continue
+        try:
+            json.loads(file.read_bytes())
+        except OSError as error:
+            yield _unread(str(file), _Fault(str(error), read=False))
+        except ValueError as error:
+            yield _Defect(
+                f"{file} is damaged ({error})",
+                "deleted; the next run goes on without it",
+                file.unlink,
+            )
+
+
 def _adapters(home: Home, corpus: str) -> Iterator[_Defect]:
     folder = home.adapters / corpus
     faults = {
@@ -412,14 +434,25 @@ def _adapters(home: Home, corpus: str) -> Iterator[_Defect]:
     answers = link.readlink().name if link.is_symlink() else None
     if answers is not None and (answers in damaged or not link.is_dir()):
         why = damaged.get(answers, "it is gone")
-        earlier = _intact(home, corpus, entries, {answers, *faults})
-        yield _Defect(
-            f"adapter {answers}, which answers for {corpus!r}, is not whole ({why})",
-            f"adapter {earlier} answers again, until the next run"
-            if earlier
-            else "none answers until the next run",
-            partial(_let_answer, home, corpus, answers, earlier),
-        )
+        what = f"adapter {answers}, which answers for {corpus!r}, is not whole ({why})"
+        whole = [
+            adapter
+            for adapter in adapter_store.stored(home.adapters, corpus)
+            if adapter not in {answers, *faults}
+        ]
+        aside = past.set_aside(entries)
+        earlier = next((a for a in past.before(entries) if a in whole and a not in aside), None)
+        if earlier is None and whole:  # a person has decided against it, or the gate has
+            yield _Defect(what, f"`ragtuned promote {corpus} {whole[0]}` lets another one answer")
+            damaged.pop(answers, None)  # not deleted before
+        else:
+            yield _Defect(
+                what,
+                f"adapter {earlier} answers again, until the next run"
+                if earlier
+                else "none answers until the next run",
+                partial(_let_answer, home, corpus, answers, earlier),
+            )
     for adapter, why in damaged.items():
         yield _Defect(
             f"adapter {adapter} of corpus {corpus!r} is not whole ({why})",
@@ -440,28 +473,30 @@ def _adapter_fault(folder: Path) -> _Fault | None:
         weights = folder / "adapter_model.safetensors"
         with weights.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
-            header = json.loads(handle.read(min(length, weights.stat().st_size)))
+            end = 8 + length + _end(json.loads(handle.read(min(length, weights.stat().st_size))))
+        if weights.stat().st_size != end:
+            return _Fault("its weights are cut off")
+        same = adapter_store.content_of(folder) == folder.name
     except FileNotFoundError as error:
         return _Fault(f"{Path(error.filename).name} is missing")
     except OSError as error:
         return _Fault(str(error), read=False)
     except ValueError as error:
         return _Fault(f"a file of it is damaged: {error}")
-    tensors = (each for name, each in header.items() if name != "__metadata__")
-    end = 8 + length + max((each["data_offsets"][1] for each in tensors), default=0)
-    return None if weights.stat().st_size == end else _Fault("its weights are cut off")
+    return None if same else _Fault("its content is another than its name says")
 
 
-def _intact(
-    home: Home, corpus: str, entries: tuple[past.Entry, ...], without: set[str]
-) -> str | None:
-    """Return the last adapter that was promoted and is whole; of a home from before there was a
-    history, the last trained one."""
-    training = read_training(home, corpus, "tuned")
-    promoted = [entry.adapter for entry in reversed(entries) if entry.moved]
-    candidates = promoted or ([training.adapter] if training else [])
-    stored = set(adapter_store.stored(home.adapters, corpus)) - without
-    return next((adapter for adapter in candidates if adapter in stored), None)
+def _end(header: Any) -> int:
+    """Return where the last tensor ends, in bytes from the header's end.
+
+    Raises:
+        ValueError: it is no header of weights.
+    """
+    try:
+        tensors = {name: header[name] for name in header if name != "__metadata__"}
+        return int(max(each["data_offsets"][1] for each in tensors.values()))
+    except (TypeError, LookupError, ValueError):
+        raise ValueError("its weights have no header") from None
 
 
 def _let_answer(home: Home, corpus: str, damaged: str, adapter: str | None) -> None:

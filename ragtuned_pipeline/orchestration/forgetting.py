@@ -25,7 +25,7 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ragtuned_pipeline.corpus.readers import CorpusError, read_folder
 from ragtuned_pipeline.orchestration import promotion_history as past
@@ -176,11 +176,21 @@ def plan_forgetting(
 
 
 def unfinished_forgetting(home: Home, corpus: str) -> Forgetting | None:
-    """Return what was being forgotten when the command was interrupted."""
+    """Return what was being forgotten when the command was interrupted.
+
+    Raises:
+        CannotForget: the note of it is damaged.
+    """
     file = _note(home, corpus)
     if not file.is_file():
         return None
-    return Forgetting.model_validate_json(file.read_text(encoding="utf-8"))
+    try:
+        return Forgetting.model_validate_json(file.read_bytes())
+    except ValidationError:
+        raise CannotForget(
+            f"{file}, the note of what is being forgotten, is damaged: remove it, and repeat "
+            f"`ragtuned forget {corpus}` with the document, or without one if its file is gone"
+        ) from None
 
 
 def holdings(home: Home, corpus: str) -> dict[str, int]:

@@ -157,12 +157,21 @@ def restore_link(adapters: Path, corpus: str) -> None:
     copy = folder / f".{_CURRENT}.copy.{os.getpid()}.tmp"
     (folder / _CURRENT).rename(copy)
     if all((copy / name).is_file() for name in (_WEIGHTS, _CONFIG, _BASE)):
-        texts = ((copy / name).read_text(encoding="utf-8") for name in (_CONFIG, _BASE))
-        content = _content_hash(copy / _WEIGHTS, *texts)
+        content = content_of(copy)
         if not (folder / content).is_dir():
             copy.rename(folder / content)
         promote(adapters, corpus, content)
     shutil.rmtree(copy, ignore_errors=True)
+
+
+def content_of(folder: Path) -> str:
+    """Return the content hash of an adapter's folder: its name, as long as nothing has changed.
+
+    Raises:
+        OSError: a file of it cannot be read.
+    """
+    texts = ((folder / name).read_text(encoding="utf-8") for name in (_CONFIG, _BASE))
+    return _content_hash(folder / _WEIGHTS, *texts)
 
 
 def _check_base(folder: Path, base_model: str) -> None:

@@ -33,7 +33,7 @@ from ragtuned_pipeline.orchestration.runs import prepare_environment
 from ragtuned_pipeline.tables import table
 from ragtuned_pipeline.tuning import adapter_store
 
-OLD, NEW = "a" * 20, "b" * 20
+OLD, NEW = "88317d29f988a1636ead", "798a6c89a10b669b994c"  # of zeros and of ones
 DEAD = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True)
 DEAD_PROCESS = int(DEAD.stdout)
 
@@ -51,15 +51,21 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     TableStore(made.tables).write("documents", "notes", table("documents", []))
     with open_items(made.items("notes"), "graph") as items:
         items.put({b"k": "v"})
-    for adapter in (OLD, NEW):
+    for adapter, weights in ((OLD, torch.zeros(4, 4)), (NEW, torch.ones(4, 4))):
         place = made.adapters / "notes" / adapter
         write_text(place / "base_model.json", "{}")
         write_text(place / "adapter_config.json", "{}")
-        save_file({"w": torch.ones(4, 4)}, place / "adapter_model.safetensors")
-        with past.locked(made, "notes") as entries:
-            entry = past.Entry("promoted", adapter, None, adapter, past.now(), "run", "", {})
-            past.append(made, "notes", entries, entry)
+        save_file({"w": weights}, place / "adapter_model.safetensors")
+        decide(made, "promoted", adapter)
     return made
+
+
+def decide(home: Home, what: past.What, adapter: str) -> None:
+    with past.locked(home, "notes") as entries:
+        left, last = answers(home), entries[-1].trained if entries else None
+        trained = adapter if what == "promoted" else last
+        entry = past.Entry(what, adapter, left, trained, past.now(), "run", "", {})
+        past.append(home, "notes", entries, entry)
 
 
 def answers(home: Home) -> str | None:
@@ -106,6 +112,30 @@ def _adapter_without_base(home: Home) -> Path:
     return folder
 
 
+def _weights_with_header(header: bytes) -> Callable[[Home], Path]:
+    def plant(home: Home) -> Path:
+        folder = home.adapters / "notes" / OLD
+        length = len(header).to_bytes(8, "little")
+        (folder / "adapter_model.safetensors").write_bytes(length + header)
+        return folder
+
+    return plant
+
+
+def _other_weights(home: Home) -> Path:
+    folder = home.adapters / "notes" / OLD
+    save_file({"w": torch.full((4, 4), 2.0)}, folder / "adapter_model.safetensors")
+    return folder
+
+
+def _empty(place: str) -> Callable[[Home], Path]:
+    def plant(home: Home) -> Path:
+        write_text(home.folder / place, "")
+        return home.folder / place
+
+    return plant
+
+
 def _torn_items(home: Home) -> Path:
     home.items("notes").write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 20)
     return home.items("notes")
@@ -121,6 +151,14 @@ MENDABLE: dict[str, tuple[Callable[[Home], Path], str]] = {
     "half adapter": (_temporary("adapters/notes/.abc.PID.tmp/weights"), "never finished"),
     "torn adapter": (_torn_adapter, "its weights are cut off"),
     "adapter without its base": (_adapter_without_base, "base_model.json is missing"),
+    "no header": (_weights_with_header(b"[]"), "its weights have no header"),
+    "odd header": (_weights_with_header(b"[1]"), "its weights have no header"),
+    "no offsets": (_weights_with_header(b'{"w": {"shape": [4]}}'), "its weights have no header"),
+    "other weights": (_other_weights, "its content is another"),
+    "empty numbers": (_empty("adapters/notes/numbers.json"), "is damaged"),
+    "empty tuned": (_empty("adapters/notes/tuned.json"), "is damaged"),
+    "empty control": (_empty("adapters/notes/control.json"), "is damaged"),
+    "empty files": (_empty("corpora/.notes.files.json"), "is damaged"),
     "torn items": (_torn_items, "is damaged"),
 }
 
@@ -164,6 +202,20 @@ def test_the_adapter_before_answers_again(home: Home) -> None:
     assert examine(home, mend=True) == []
 
 
+def test_what_a_person_rolled_back_from_does_not_answer_again(home: Home) -> None:
+    decide(home, "rolled back", OLD)
+    tear(home.adapters / "notes" / OLD / "adapter_model.safetensors")
+    [found] = examine(home, mend=True)
+    assert found.state == "left"
+    assert f"`ragtuned promote notes {NEW}`" in found.remedy
+    assert answers(home) == OLD
+    decide(home, "promoted by hand", NEW)
+    [mended] = examine(home, mend=True)
+    assert mended.state == "mended"
+    assert examine(home, mend=True) == []
+    assert answers(home) == NEW
+
+
 def test_without_an_adapter_before_none_answers(home: Home) -> None:
     shutil.rmtree(home.adapters / "notes" / OLD)
     shutil.rmtree(home.adapters / "notes" / NEW)
@@ -183,6 +235,10 @@ def _gone_folder(home: Home) -> None:
 def _gone_corpus(home: Home) -> None:
     TableStore(home.tables).write("documents", "past", table("documents", []))
     write_text(home.training("past", "fingerprint") / "run", "")
+
+
+def _odd_folder(home: Home) -> None:
+    write_text(home.corpora / "My Notes" / "a.md", "The ferry is blue.")
 
 
 def _odd_name(home: Home) -> None:
@@ -222,12 +278,19 @@ def _unfinished(home: Home) -> None:
 LEFT: dict[str, tuple[Callable[[Home], None], str, str]] = {
     "gone folder": (_gone_folder, "its folder", "answers as before"),
     "gone corpus": (_gone_corpus, "corpus 'past' is not in", "delete what is named past"),
+    "odd folder": (_odd_folder, "My Notes has a name that no corpus may have", "rename it"),
     "odd name": (_odd_name, "has a name that no corpus may have", "rename it"),
     "future": (_future, "1 files have times in the future", "set the clock right"),
     "completions": (_torn_completions, "completions.sqlite is damaged", ".recover"),
     "dagster": (_torn_dagster, "runs.db is damaged", "tables and adapters are not"),
     "history": (_torn_history, "not a history of promotions", "nothing is promoted"),
     "setting": (_unknown_setting, "cannot be run: setting tuning.epoch", "see to that"),
+    "empty record": (lambda home: write_text(home.corpora / "notes.json", ""), "notes.json", "see"),
+    "empty note": (
+        lambda home: write_text(home.corpora / ".notes.forgetting.json", ""),
+        ".notes.forgetting.json, the note of what is being forgotten, is damaged",
+        "nothing else",
+    ),
     "forgetting": (_unfinished, "forgetting a document", "run `ragtuned forget notes`"),
 }
 if not torch.cuda.is_available():
