@@ -181,7 +181,7 @@ def unfinished_forgetting(home: Home, corpus: str) -> Forgetting | None:
     Raises:
         CannotForget: the note of it is damaged.
     """
-    file = _note(home, corpus)
+    file = home.forgetting_note(corpus)
     if not file.is_file():
         return None
     try:
@@ -472,7 +472,7 @@ def forget(
         else:
             notes.append("No document is left: nothing was made anew, and nothing answers.")
         replies = _forget_replies(home, corpus)
-        note = _note(home, corpus)
+        note = home.forgetting_note(corpus)
         for half in home.corpora.glob(f".{note.name}.*.tmp"):
             half.unlink()
         note.unlink()
@@ -625,9 +625,5 @@ def _remove_logs(home: Home, corpus: str, notes: list[str]) -> None:
         notes.append(f"{logs} may hold prompts, and another run writes it: delete it afterwards.")
 
 
-def _note(home: Home, corpus: str) -> Path:
-    return home.corpora / f".{corpus}.forgetting.json"
-
-
 def _write(home: Home, corpus: str, forgetting: Forgetting) -> None:
-    write_text(_note(home, corpus), forgetting.model_dump_json())
+    write_text(home.forgetting_note(corpus), forgetting.model_dump_json())

@@ -60,6 +60,10 @@ class Home:
         """The store of what single items of the corpus's steps came to."""
         return self.folder / "items" / f"{check_corpus_name(corpus)}.sqlite"
 
+    def forgetting_note(self, corpus: str) -> Path:
+        """What is being forgotten of the corpus; there until it is done."""
+        return self.corpora / f".{corpus}.forgetting.json"
+
     def report(self, corpus: str) -> Path:
         return self.folder / "reports" / corpus
 

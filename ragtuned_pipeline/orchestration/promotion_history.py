@@ -127,9 +127,7 @@ def _cut_off(home: Home, corpus: str, entries: Sequence[Entry]) -> bool:
     settled = wanted in {None, adapter_store.promoted(home.adapters, corpus)}
     if settled and not adapter_store.is_link_lost(home.adapters, corpus):
         return False
-    from ragtuned_pipeline.orchestration.forgetting import unfinished_forgetting
-
-    return unfinished_forgetting(home, corpus) is None
+    return not home.forgetting_note(corpus).is_file()  # else the link is gone on purpose
 
 
 def _finish(home: Home, corpus: str, entries: Sequence[Entry]) -> None:

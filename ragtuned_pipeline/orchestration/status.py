@@ -81,9 +81,12 @@ def corpus_status(home: Home, corpus: str) -> dict[str, Any]:
 
 
 def _forgetting(home: Home, corpus: str) -> str | None:
-    from ragtuned_pipeline.orchestration.forgetting import unfinished_forgetting
+    from ragtuned_pipeline.orchestration.forgetting import CannotForget, unfinished_forgetting
 
-    unfinished = unfinished_forgetting(home, corpus)
+    try:
+        unfinished = unfinished_forgetting(home, corpus)
+    except CannotForget as error:
+        return str(error)
     if unfinished is None:
         return None
     return (
