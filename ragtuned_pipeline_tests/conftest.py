@@ -12,12 +12,7 @@ from ragtuned_pipeline.orchestration.runs import run_assets
 FIXTURES = Path(__file__).parent / "fixtures"
 HARBOUR = FIXTURES / "harbour"
 HARBOUR_GOLD = FIXTURES / "harbour_gold.jsonl"
-_LONG = {
-    "test_end_to_end.py",
-    "test_teacher_end_to_end.py",
-    "test_full_evaluation.py",
-    "test_living_memory.py",
-}
+_LONG = {"test_teacher_end_to_end.py", "test_living_memory.py"}
 # Small enough to train in seconds, large enough to learn.
 SMALL = {
     "tuning": {"time_budget_minutes": 0.3},
@@ -33,10 +28,14 @@ SMALL = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What shares a fixture runs in one process: a file, and all that use the built corpus."""
     for item in items:
-        shared = "built" if "built" in getattr(item, "fixturenames", ()) else str(item.path)
+        shared = "built" if _shares_built(item) else str(item.path)
         item.add_marker(pytest.mark.xdist_group(shared))
-    # The longest ones first, so that the two processes end together.
-    items.sort(key=lambda item: item.path.name not in _LONG)
+    # The longest groups first, so that the two processes end together.
+    items.sort(key=lambda item: not (_shares_built(item) or item.path.name in _LONG))
+
+
+def _shares_built(item: pytest.Item) -> bool:
+    return "built" in getattr(item, "fixturenames", ())
 
 
 def build(home: Home, name: str = "harbour", folder: Path = HARBOUR) -> None:

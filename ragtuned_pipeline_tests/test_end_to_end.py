@@ -156,8 +156,11 @@ def test_a_second_run_keeps_every_result(built: Home) -> None:
 
 
 @pytest.fixture
-def rebuilt(built: Home, tmp_path: Path, _dagster_environment: None) -> Home:
+def rebuilt(built: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     home = Home(tmp_path / "home")
+    # Its records are its own: the built corpus has the same name.
+    (tmp_path / "dagster").mkdir()
+    monkeypatch.setenv("RAGTUNED_DAGSTER", str(tmp_path / "dagster"))
     shutil.copytree(built.folder / "harbour", home.folder / "harbour")
     build(home, folder=home.folder / "harbour")
     return home

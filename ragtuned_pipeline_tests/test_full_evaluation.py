@@ -34,13 +34,18 @@ def scorecard(home: Home) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def home(built: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
-    copy = Home(tmp_path_factory.mktemp("full") / "home")
+def home(built: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    place = tmp_path_factory.mktemp("full")
+    copy = Home(place / "home")
     shutil.copytree(built.folder, copy.folder, symlinks=True)
     link = copy.corpora / "harbour"
     link.unlink()
     copy.register("harbour", copy.folder / "harbour", HARBOUR_GOLD, SMALL | ABLATION)
-    return copy
+    # Its records are its own: the built corpus has the same name.
+    (place / "dagster").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAGTUNED_DAGSTER", str(place / "dagster"))
+        yield copy
 
 
 @pytest.fixture(scope="module")
