@@ -53,8 +53,8 @@ quiet_seconds = 3
 """
 _PATIENCE = 1500  # seconds for one wait
 _PAGES = {
-    "asset-graph": "/assets/promoted_adapter?view=lineage&lineageScope=upstream&lineageDepth=20",
-    "adapter-partitions": f"/assets/lora_adapter?view=partitions&partition={CORPUS}",
+    "asset-graph": "/asset-groups",
+    "adapter-partitions": "/assets/lora_adapter?view=partitions",
     "adapter-lineage": "/assets/lora_adapter?view=lineage",
     "promotions": "/assets/promoted_adapter?view=events",
     "runs": "/runs",
@@ -182,7 +182,9 @@ def take_pictures(address: str, folder: Path) -> None:
         browser.resize(1600, 1000)
         for name, page in _PAGES.items():
             browser.send("Page.navigate", url=address + page)
-            time.sleep(25)  # the UI goes on loading after its page has loaded
+            for _ in range(20):  # the UI goes on loading after its page has loaded
+                time.sleep(1)
+                browser.evaluate("0")  # keeps the connection alive
             browser.screenshot(folder / f"{name}.png")
 
 
