@@ -192,36 +192,46 @@ def _converted(path: Path, remembered: Items | None) -> Draft:
     Raises:
         _Unreadable: markitdown is not installed, or cannot convert the file.
     """
+    markitdown = _markitdown(path)
+    suffix, data = path.suffix.lower(), path.read_bytes()
+    key = item_key(version("markitdown"), suffix, hashlib.blake2b(data).hexdigest())
+    known = remembered.get([key]) if remembered else {}
+    text = known[key] if key in known else _convert(markitdown, data, suffix)
+    if remembered and key not in known:
+        remembered.put({key: text})
+    return Draft(text, "chat" if looks_like_chat(text) else "markdown")
+
+
+def _markitdown(path: Path) -> Any:
     try:
-        markitdown = importlib.import_module("markitdown")
+        return importlib.import_module("markitdown")
     except ModuleNotFoundError:
         raise _Unreadable(
             f"has the format {path.suffix}, which needs markitdown: "
             "pip install 'ragtuned-pipeline[documents]'"
         ) from None
-    suffix, data = path.suffix.lower(), path.read_bytes()
-    key = item_key(version("markitdown"), suffix, hashlib.blake2b(data).hexdigest())
-    known = remembered.get([key]) if remembered else {}
-    if key in known:
-        text = known[key]
-    else:
-        # Where a converter fails, markitdown goes on to read the bytes as plain text.
-        if (suffix in _ZIPPED and not zipfile.is_zipfile(path)) or (
-            suffix == ".pdf" and b"%PDF-" not in data[:1024]
-        ):
-            raise _Unreadable(f"is damaged, or no {suffix} file")
-        try:
-            # The bytes that were hashed, whatever the file holds by now.
-            made = markitdown.MarkItDown().convert_stream(io.BytesIO(data), file_extension=suffix)
-        except markitdown.MarkItDownException as error:
-            reason = " ".join(str(error).split())[:300]
-            raise _Unreadable(f"could not be converted by markitdown: {reason}") from None
-        text = _normal(made.text_content)
-        if not text.strip():
-            raise _Unreadable("holds no text that markitdown can find")
-        if remembered:
-            remembered.put({key: text})
-    return Draft(text, "chat" if looks_like_chat(text) else "markdown")
+
+
+def _convert(markitdown: Any, data: bytes, suffix: str) -> str:
+    """Return the text in `data`.
+
+    Raises:
+        _Unreadable: markitdown cannot convert it, or finds no text.
+    """
+    # Where a converter fails, markitdown goes on to read the bytes as plain text.
+    if (suffix in _ZIPPED and not zipfile.is_zipfile(io.BytesIO(data))) or (
+        suffix == ".pdf" and b"%PDF-" not in data[:1024]
+    ):
+        raise _Unreadable(f"is damaged, or no {suffix} file")
+    try:
+        made = markitdown.MarkItDown().convert_stream(io.BytesIO(data), file_extension=suffix)
+    except markitdown.MarkItDownException as error:
+        reason = " ".join(str(error).split())[:300]
+        raise _Unreadable(f"could not be converted by markitdown: {reason}") from None
+    text = _normal(made.text_content)
+    if not text.strip():
+        raise _Unreadable("holds no text that markitdown can find")
+    return text
 
 
 def _decode(data: bytes) -> str:

@@ -197,19 +197,30 @@ class RowIndex:
         self._prompts = [_content(row["prompt"]) for row in self._rows]
         self._completions = [_content(row["completion"]) for row in self._rows]
         states = [row["kind"] != UNANSWERABLE for row in self._rows]
-        self._states = np.flatnonzero(np.array(states, dtype=bool))
+        self._states = np.array(states, dtype=bool)
+        self._facts = np.array([row["fact_id"] for row in self._rows], dtype=object)
 
     def nearest(
-        self, question: str, answer: str, count: int, *, stating: bool = False
+        self,
+        question: str,
+        answer: str,
+        count: int,
+        *,
+        stating: bool = False,
+        fact_id: str | None = None,
     ) -> list[NearRow]:
         """Return the `count` nearest rows, best first; the earlier one first where two are equal.
 
         Args:
             stating: leave refusals out.
+            fact_id: leave rows of other facts out.
         """
         asked, answered = _like(question, self._prompts), _like(answer, self._completions)
         both = (asked + answered) / 2
-        places = self._states if stating else np.arange(len(self._rows))
+        wanted = self._states if stating else np.ones(len(self._rows), dtype=bool)
+        if fact_id is not None:
+            wanted = wanted & (self._facts == fact_id)
+        places = np.flatnonzero(wanted)
         best = places[np.lexsort((places, -both[places]))[:count]]
         return [
             NearRow(
@@ -236,21 +247,23 @@ class Tracer:
     def trace(self, question: str, answer: str, count: int) -> Provenance:
         """Return what lies behind `answer`: of the `count` nearest rows those that are near."""
         near: dict[str, list[NearRow]] = defaultdict(list)
-        for row in self._index.nearest(question, answer, count):
+        found = self._index.nearest(question, answer, count)
+        for row in found:
             if row.similarity >= NEAR:
                 near[row.fact_id].append(row)
+        stating = [row for row in found if row.kind != UNANSWERABLE]
+        stating = stating or self._index.nearest(question, answer, 1, stating=True)
         return Provenance(
             question=question,
             answer=answer,
             declined=is_refusal(answer),
             facts=tuple(self.fact(fact_id, rows) for fact_id, rows in near.items()),
-            nearest=next(iter(self._index.nearest(question, answer, 1, stating=True)), None),
+            nearest=next(iter(stating), None),
         )
 
-    def rows_of(self, fact_id: str, question: str, answer: str) -> list[NearRow]:
-        """Return all training rows of one fact, nearest first."""
-        rows = self._index.nearest(question, answer, self._tables.training_rows.num_rows)
-        return [row for row in rows if row.fact_id == fact_id]
+    def nearest_of(self, fact_id: str, question: str, answer: str) -> list[NearRow]:
+        """Return the nearest training row of one fact; none where it was not trained."""
+        return self._index.nearest(question, answer, 1, fact_id=fact_id)
 
     def fact(self, fact_id: str, rows: Sequence[NearRow]) -> FactSource:
         """Return what a fact is made of; `rows` are the near ones that teach it."""

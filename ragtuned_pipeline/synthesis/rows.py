@@ -192,10 +192,12 @@ def _in_fair_turns(
     Args:
         owner: the fact of each of `rows`; `first`: its place by importance.
     """
+    by_fact = rows[np.argsort(owner, kind="stable")]
+    held = np.split(by_fact, np.cumsum(np.bincount(owner))[:-1])
     reach = 1
     while streams:
         costs = [
-            lengths.costs(rows, owner, each.facts, int(reach * each.share * budget))
+            lengths.costs([held[fact] for fact in each.facts], int(reach * each.share * budget))
             for each in streams
         ]
         facts = np.concatenate([s.facts[: len(c)] for s, c in zip(streams, costs, strict=True)])
@@ -282,24 +284,15 @@ class _Lengths:
             spent = int(part[-1])
         return rows[:end]
 
-    def costs(
-        self, rows: np.ndarray, owner: np.ndarray, owners: np.ndarray, budget: int
-    ) -> np.ndarray:
-        """Return the tokens of the first of `owners`: so many that they exceed `budget`, or all.
-
-        Args:
-            rows: the rows of all owners; `owner`: the owner of each of them.
-        """
-        by_owner = np.argsort(owner, kind="stable")
-        starts = np.searchsorted(owner[by_owner], np.arange(int(owner.max(initial=-1)) + 2))
+    def costs(self, owned: Sequence[np.ndarray], budget: int) -> np.ndarray:
+        """Return the tokens of the first of `owned`, each the rows of one owner: of so many that
+        they exceed `budget`, or of all."""
         costs: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
         spent = 0
-        for at in range(0, len(owners), _COUNTED_AT_ONCE):
-            part = owners[at : at + _COUNTED_AT_ONCE]
-            sizes = starts[part + 1] - starts[part]
-            held = np.concatenate([by_owner[starts[one] : starts[one + 1]] for one in part])
-            inverse = np.repeat(np.arange(len(part)), sizes)
-            cost = np.bincount(inverse, self[rows[held]], len(part)).astype(np.int64)
+        for at in range(0, len(owned), _COUNTED_AT_ONCE):
+            part = owned[at : at + _COUNTED_AT_ONCE]
+            owner = np.repeat(np.arange(len(part)), [len(each) for each in part])
+            cost = np.bincount(owner, self[np.concatenate(part)], len(part)).astype(np.int64)
             costs.append(cost)
             spent += int(cost.sum())
             if spent > budget:

@@ -30,8 +30,8 @@ class CaseSources:
         found = self._tracer.trace(question, answer, TRAINING_ROWS)
         facts = {fact.id: fact for fact in found.facts}
         if asked in self._trained and asked not in facts:
-            rows = self._tracer.rows_of(asked, question, answer)
-            facts[asked] = self._tracer.fact(asked, rows[:1])
+            rows = self._tracer.nearest_of(asked, question, answer)
+            facts[asked] = self._tracer.fact(asked, rows)
         return replace(found, facts=tuple(sorted(facts.values(), key=lambda f: f.id != asked)))
 
     def evidence(self, query: Mapping[str, Any]) -> str:
