@@ -28,7 +28,7 @@ from ragtuned_pipeline.orchestration.resources import HomeResource, parquet_io_m
 from ragtuned_pipeline.orchestration.teaching import TeacherResource
 from ragtuned_pipeline.settings import home_folder, load_settings
 
-_automation = load_settings(home_folder()).automation
+_settings = load_settings(home_folder()).automation
 _assets = with_automation(
     dg.load_assets_from_modules(
         [
@@ -46,18 +46,13 @@ _assets = with_automation(
         ]
     )
 )
+_keys = automated_keys(_assets)
 
 defs = dg.Definitions(
-    assets=[
-        corpus.corpus_folder,
-        *_assets,
-    ],
+    assets=[corpus.corpus_folder, *_assets],
     jobs=[build_memory, full_evaluation],
-    sensors=[
-        corpora_sensor(_automation, automated_keys(_assets)),
-        automation_sensor(_automation),
-    ],
-    schedules=nightly(_automation, automated_keys(_assets)),
+    sensors=[corpora_sensor(_settings, _keys), automation_sensor(_settings)],
+    schedules=nightly(_settings, _keys),
     resources={
         "home": HomeResource(),
         "teacher": TeacherResource(),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from ragtuned_pipeline.orchestration.dagster_records import AT_WORK
 from ragtuned_pipeline.orchestration.folder_versions import (
     folder_status,
     folder_version,
@@ -22,24 +23,16 @@ from ragtuned_pipeline.orchestration.folder_versions import (
     report_event,
 )
 from ragtuned_pipeline.orchestration.home import CorpusMissing
-from ragtuned_pipeline.orchestration.partitions import corpora
+from ragtuned_pipeline.orchestration.partitions import CORPUS_TAG, corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.runs import end_dead_runs
 from ragtuned_pipeline.settings import SettingsError, check_corpus_name
 
 if TYPE_CHECKING:
-    from ragtuned_pipeline.orchestration.home import Home
     from ragtuned_pipeline.settings import AutomationSettings
 
-_PARTITION = "dagster/partition"
 _SECONDS_BETWEEN_LOOKS = 15
-_UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
+_UNFINISHED = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, *AT_WORK]
 
 # One process: starting one for each step costs five times the steps' own time, and training has
 # its own process anyway.
@@ -63,9 +56,9 @@ _AC = dg.AutomationCondition
 _ASKED_FOR = dg.AssetSelection.groups("ablation")  # hours of tuning: by hand only
 
 # An asset is made again where it is missing (unless a run is about to make it for the first time),
-# where its code has changed, or where something that it
-# depends on has other content or is being made again in the same run. A run that was to make both
-# does not count: where it failed, it would fail again (the nightly run and the next change try it).
+# where its code has changed, or where something that it depends on has other content or is being
+# made again in the same run. A run that was to make both does not count: where it failed, it would
+# fail again (the nightly run and the next change try it).
 on_data_change = (
     (
         (_AC.missing().newly_true() & ~_AC.in_progress())
@@ -130,10 +123,9 @@ def corpora_sensor(
         minimum_interval_seconds=_SECONDS_BETWEEN_LOOKS,
         description="Reports new and changed corpora, once they are quiet; automation.watch.",
     )
-    def look(
-        context: dg.SensorEvaluationContext, home: HomeResource
-    ) -> dg.SensorResult | dg.SkipReason:
-        """The cursor holds for each corpus the status that was reported and the one last seen."""
+    def look(context: dg.SensorEvaluationContext, home: HomeResource) -> dg.SensorResult:
+        """The cursor holds for each corpus the status that was reported, the one last seen, and the
+        version that was reported."""
         end_dead_runs(home.home, context.instance)  # whoever waits for one waits for ever
         seen: dict[str, list[str]] = json.loads(context.cursor or "{}")
         known = set(context.instance.get_dynamic_partitions(corpora.name or ""))
@@ -141,22 +133,23 @@ def corpora_sensor(
         changed: dict[str, str] = {}
         missed: list[dg.RunRequest] = []
         for name in home.home.names():
-            reported, last = seen.get(name, ["", ""])
+            reported, last, version = seen.get(name, ["", "", ""])
             try:
                 check_corpus_name(name)
                 status = folder_status(home.home, name)
                 if name in known and status.key == reported:
-                    missed += _missed(context.instance, home.home, name, keys)
+                    if version != read_version(home.home, name):
+                        missed += _missed(context.instance, name, keys)
                     continue
                 if not status.is_quiet(settings.quiet_seconds, last):
                     waiting.append(name)
-                    seen[name] = [reported, status.key]
+                    seen[name] = [reported, status.key, version]
                     continue
                 version = folder_version(home.home, name)
             except (CorpusMissing, SettingsError, OSError) as error:
                 context.log.warning(f"corpus {name}: {error}")
                 continue
-            seen[name] = [status.key, status.key]
+            seen[name] = [status.key, status.key, version]
             report = last_report(context.instance, name)
             if name not in known or report is None or report.version != version:
                 changed[name] = version
@@ -174,14 +167,14 @@ def corpora_sensor(
 
 
 def _missed(
-    instance: dg.DagsterInstance, home: Home, corpus: str, keys: Sequence[dg.AssetKey]
+    instance: dg.DagsterInstance, corpus: str, keys: Sequence[dg.AssetKey]
 ) -> list[dg.RunRequest]:
     """Return the run for a reported version that was not read: it came while a run was reading.
 
     One run for one report: a folder that cannot be read is not tried for ever.
     """
     report = last_report(instance, corpus)
-    if report is None or report.version == read_version(home, corpus):
+    if report is None:
         return []
     # The automation sensor has had its looks, and started what it would start.
     if abs(time.time() - report.at) < 4 * _SECONDS_BETWEEN_LOOKS or _goes_on(instance, corpus):
@@ -239,13 +232,13 @@ def nightly(
 def _failed(instance: dg.DagsterInstance, corpus: str) -> bool:
     """Whether the last run of the corpus that nobody stopped failed, or there is none."""
     ended = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
-    runs = instance.get_runs(dg.RunsFilter(tags={_PARTITION: corpus}, statuses=ended), limit=1)
+    runs = instance.get_runs(dg.RunsFilter(tags={CORPUS_TAG: corpus}, statuses=ended), limit=1)
     return not runs or runs[0].status == dg.DagsterRunStatus.FAILURE
 
 
 def _goes_on(instance: dg.DagsterInstance, corpus: str) -> bool:
     """Whether a run of the corpus waits, starts or goes on."""
-    filters = dg.RunsFilter(tags={_PARTITION: corpus}, statuses=_UNFINISHED)
+    filters = dg.RunsFilter(tags={CORPUS_TAG: corpus}, statuses=_UNFINISHED)
     return instance.get_runs_count(filters) > 0
 
 

@@ -9,17 +9,18 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import closing
+from contextlib import closing, nullcontext
 from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from ragtuned_pipeline.orchestration.home import remove
-from ragtuned_pipeline.orchestration.locks import COMMAND_LINE
+from ragtuned_pipeline.orchestration.home import Home, remove
+from ragtuned_pipeline.orchestration.locks import COMMAND_LINE, RunFailed, alone
+from ragtuned_pipeline.orchestration.partitions import CORPUS_TAG
 
 if TYPE_CHECKING:
     from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
@@ -28,13 +29,12 @@ _BUSY_SECONDS = 60.0
 # A run of the daemon takes its corpus's lock within seconds of its start, before its first step.
 # One that is older, or has begun a step, and does not hold it has no process any more.
 _SECONDS_TO_START = 300.0
-_AT_WORK = [
+AT_WORK = [
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
 _JOBS = {"build_memory", "full_evaluation"}
-_PARTITION = "dagster/partition"
 _RUN_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -42,10 +42,23 @@ class RecordsInUse(RuntimeError):
     """Another process keeps what was deleted in the file; the message says what to do."""
 
 
-def corpora_at_work(instance: dg.DagsterInstance) -> list[str]:
-    """Return the corpora that have a run which is marked as going on, sorted."""
-    runs = instance.get_runs(dg.RunsFilter(statuses=_AT_WORK))
-    return sorted({run.tags[_PARTITION] for run in runs if _PARTITION in run.tags})
+def dead_runs(
+    home: Home, instance: dg.DagsterInstance, held: str | None = None
+) -> Iterator[tuple[str, dg.DagsterRun]]:
+    """Yield the runs that are marked as going on and have no process, each after its corpus, while
+    that corpus's lock is held. A corpus whose lock a living run holds is left alone.
+
+    Args:
+        held: the corpus whose lock the caller holds.
+    """
+    runs = instance.get_runs(dg.RunsFilter(statuses=AT_WORK))
+    for corpus in sorted({run.tags[CORPUS_TAG] for run in runs if CORPUS_TAG in run.tags}):
+        try:
+            with nullcontext() if corpus == held else alone(home, corpus):
+                for run in runs_without_process(instance, corpus):
+                    yield corpus, run
+        except RunFailed:
+            continue
 
 
 def runs_without_process(instance: dg.DagsterInstance, corpus: str) -> list[dg.DagsterRun]:
@@ -53,7 +66,7 @@ def runs_without_process(instance: dg.DagsterInstance, corpus: str) -> list[dg.D
 
     The caller holds the corpus's lock, which a run that goes on would hold itself.
     """
-    filters = dg.RunsFilter(statuses=_AT_WORK, tags={_PARTITION: corpus})
+    filters = dg.RunsFilter(statuses=AT_WORK, tags={CORPUS_TAG: corpus})
     return [
         record.dagster_run
         for record in instance.get_run_records(filters)
@@ -81,7 +94,7 @@ def end_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
 
 def ended_runs(instance: dg.DagsterInstance, corpus: str) -> list[str]:
     """Return the ids of the corpus's runs that are over, sorted."""
-    runs = instance.get_runs(dg.RunsFilter(tags={_PARTITION: corpus}))
+    runs = instance.get_runs(dg.RunsFilter(tags={CORPUS_TAG: corpus}))
     return sorted(run.run_id for run in runs if run.is_finished and _is_ours(run))
 
 

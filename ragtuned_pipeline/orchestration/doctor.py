@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import dagster as dg
 import pyarrow as pa
@@ -26,25 +26,18 @@ import pyarrow.parquet as pq
 
 from ragtuned_pipeline.inference.calls import TeacherStopped
 from ragtuned_pipeline.orchestration import promotion_history as past
-from ragtuned_pipeline.orchestration.dagster_records import (
-    corpora_at_work,
-    end_run,
-    runs_without_process,
-)
+from ragtuned_pipeline.orchestration.dagster_records import dead_runs, end_run
 from ragtuned_pipeline.orchestration.early_checks import check_early
 from ragtuned_pipeline.orchestration.forgetting import CannotForget, unfinished_forgetting
 from ragtuned_pipeline.orchestration.home import CorpusMissing, Home, remove
 from ragtuned_pipeline.orchestration.io import TableStore
 from ragtuned_pipeline.orchestration.locks import RunFailed, alone
 from ragtuned_pipeline.orchestration.orphans import stop_orphan_trainers, trainers_at_work
-from ragtuned_pipeline.orchestration.runs import prepare_environment, records_written
+from ragtuned_pipeline.orchestration.runs import open_instance, records_written
 from ragtuned_pipeline.orchestration.steps import schema_name
 from ragtuned_pipeline.settings import CORPUS_NAME, SettingsError
 from ragtuned_pipeline.tables import SCHEMAS, check_schema
 from ragtuned_pipeline.tuning import adapter_store
-
-if TYPE_CHECKING:
-    from upath import UPath
 
 _LEAST_FREE = 1 << 30  # bytes; the checkpoints of one training of a 7B model fit
 _CLOCKS_DIFFER = 60.0  # seconds, between machines that share a home
@@ -201,7 +194,7 @@ def _lives(process: int) -> bool:
 def _gone_corpora(home: Home) -> Iterator[_Defect]:
     known = {p.name for p in home.corpora.glob("[!.]*")} if home.corpora.is_dir() else set()
     places: dict[str, list[str]] = {}
-    for path in _table_files(home):
+    for path in TableStore(home.tables).files():
         if path.suffix == ".parquet":
             places.setdefault(path.stem, []).append(str(path))
     for folder in ("adapters", "reports", "training"):
@@ -238,35 +231,32 @@ def _main_databases(home: Home) -> list[Path]:
 
 
 def _databases(home: Home) -> Iterator[_Defect]:
-    fault = _fault(home.completions)
-    if fault and not fault.read:
-        yield _unread(str(home.completions), fault)
-    elif fault:
-        yield _Defect(
-            f"{home.completions} is damaged ({fault.why})",
-            f"put it back from a copy, save what can be read with `sqlite3 {home.completions} "
-            ".recover`, or move it away: its replies are then asked for, and paid, again",
-        )
+    yield from _unsound(
+        home.completions,
+        f"put it back from a copy, save what can be read with `sqlite3 {home.completions} "
+        ".recover`, or move it away: its replies are then asked for, and paid, again",
+    )
     main = _main_databases(home)
     for file in main:
-        fault = _fault(file)
-        if fault and not fault.read:
-            yield _unread(str(file), fault)
-        elif fault:
-            yield _Defect(
-                f"{file} is damaged ({fault.why})",
-                f"stop Dagster and move {_dagster_folder(home)} away: the history of runs is lost, "
-                "tables and adapters are not",
-            )
+        yield from _unsound(
+            file,
+            f"stop Dagster and move {_dagster_folder(home)} away: the history of runs is lost, "
+            "tables and adapters are not",
+        )
     for file in sorted((_dagster_folder(home) / "history" / "runs").glob("*.db")):
-        fault = _fault(file) if file not in main else None
-        if fault and not fault.read:
-            yield _unread(str(file), fault)
-        elif fault:
-            yield _Defect(
-                f"{file} is damaged ({fault.why})",
-                "delete it: the log of that run is lost, nothing else",
-            )
+        if file not in main:
+            yield from _unsound(file, "delete it: the log of that run is lost, nothing else")
+
+
+def _unsound(
+    file: Path, remedy: str, mend: Callable[[], object] | None = None
+) -> Iterator[_Defect]:
+    """What is wrong with an SQLite file; `remedy` is for one that is damaged."""
+    fault = _fault(file)
+    if fault and not fault.read:
+        yield _unread(str(file), fault)
+    elif fault:
+        yield _Defect(f"{file} is damaged ({fault.why})", remedy, mend)
 
 
 def _unread(what: str, fault: _Fault) -> _Defect:
@@ -294,9 +284,8 @@ def _runs(home: Home) -> Iterator[_Defect]:
     main = _main_databases(home)
     if not main[0].is_file() or any(map(_fault, main)):
         return
-    prepare_environment(home)
     try:
-        with records_written(), dg.DagsterInstance.get() as instance:
+        with records_written(), open_instance(home) as instance:
             yield from _runs_without_process(home, instance)
             yield from _pool_slots(instance)
     except RunFailed as error:
@@ -304,18 +293,12 @@ def _runs(home: Home) -> Iterator[_Defect]:
 
 
 def _runs_without_process(home: Home, instance: dg.DagsterInstance) -> Iterator[_Defect]:
-    for corpus in corpora_at_work(instance):
-        try:
-            with alone(home, corpus):
-                for run in runs_without_process(instance, corpus):
-                    yield _Defect(
-                        f"run {run.run_id} of corpus {corpus!r} is marked as going on, and has "
-                        "no process",
-                        "marked as failed, and its place in the pool freed",
-                        partial(end_run, instance, run),
-                    )
-        except RunFailed:
-            continue  # it is at work
+    for corpus, run in dead_runs(home, instance):
+        yield _Defect(
+            f"run {run.run_id} of corpus {corpus!r} is marked as going on, and has no process",
+            "marked as failed, and its place in the pool freed",
+            partial(end_run, instance, run),
+        )
 
 
 def _pool_slots(instance: dg.DagsterInstance) -> Iterator[_Defect]:
@@ -356,15 +339,7 @@ def _corpus(home: Home, corpus: str) -> Iterator[_Defect]:
         )
     yield from _temporaries(_own_temporaries(home, corpus))
     items = home.items(corpus)
-    fault = _fault(items)
-    if fault and not fault.read:
-        yield _unread(str(items), fault)
-    elif fault:
-        yield _Defect(
-            f"{items} is damaged ({fault.why})",
-            "deleted; the next run makes it anew",
-            items.unlink,
-        )
+    yield from _unsound(items, "deleted; the next run makes it anew", items.unlink)
     yield from _records(home, corpus)
     yield from _adapters(home, corpus)
     yield from _tables(home, corpus)
@@ -392,7 +367,7 @@ def _own_temporaries(home: Home, corpus: str) -> Iterator[Path]:
     yield from home.corpora.glob(f"..{corpus}.*.tmp")
     for folder in ("adapters", "reports", "training"):
         yield from (home.folder / folder / corpus).rglob(".*.tmp")
-    for path in _table_files(home):
+    for path in TableStore(home.tables).files():
         if isinstance(path, Path) and path.name.startswith(f".{corpus}.parquet."):
             yield path
 
@@ -519,7 +494,7 @@ def _let_answer(home: Home, corpus: str, damaged: str, adapter: str | None) -> N
 
 
 def _tables(home: Home, corpus: str) -> Iterator[_Defect]:
-    for path in _table_files(home):
+    for path in TableStore(home.tables).files():
         name = path.parent.name
         if path.name != f"{corpus}.parquet" or schema_name(name) not in SCHEMAS:
             continue
@@ -538,9 +513,3 @@ def _tables(home: Home, corpus: str) -> Iterator[_Defect]:
         else:
             continue
         yield _Defect(f"{path} {why}", "deleted; the next run makes it anew", path.unlink)
-
-
-def _table_files(home: Home) -> list[UPath]:
-    base = TableStore(home.tables).base
-    folders = sorted(base.iterdir(), key=str) if base.exists() else []
-    return [path for folder in folders for path in sorted(folder.iterdir(), key=str)]

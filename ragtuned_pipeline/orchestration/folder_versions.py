@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from ragtuned_pipeline.orchestration.home import write_text
+from ragtuned_pipeline.orchestration.partitions import VERSION_TAG
 
 if TYPE_CHECKING:
     from ragtuned_pipeline.orchestration.home import Home
 
 _FOLDER = dg.AssetKey("corpus_folder")
-_VERSION = "dagster/data_version"
 
 _Status = list[int]  # size, mtime, ctime (both in nanoseconds), inode
 
@@ -54,15 +54,12 @@ def folder_status(home: Home, corpus: str) -> FolderStatus:
         CorpusMissing: there is no such folder.
         SettingsError: the corpus's settings cannot be read.
     """
-    folder = home.documents(corpus)
-    gold = home.gold(corpus)
-    files = [*_files(folder), *([gold] if gold and gold.is_file() else [])]
-    statuses = [(str(file), _status(file)) for file in files]
-    folders = {each.parent for each in files} | {folder}
+    files = _sources(home, corpus)
+    statuses = [(name, _status(file)) for name, file in files.items()]
+    folders = {file.parent for file in files.values()} | {home.documents(corpus)}
     latest = max([status[2] for _, status in statuses] + [_status(each)[2] for each in folders])
     settings = home.settings(corpus).model_dump(mode="json")
-    key = json.dumps([statuses, settings], sort_keys=True).encode("utf-8", "surrogateescape")
-    return FolderStatus(hashlib.blake2b(key, digest_size=16).hexdigest(), latest / 1e9)
+    return FolderStatus(_digest([statuses, settings]), latest / 1e9)
 
 
 def folder_version(home: Home, corpus: str) -> str:
@@ -75,25 +72,19 @@ def folder_version(home: Home, corpus: str) -> str:
         CorpusMissing: there is no such folder.
         SettingsError: the corpus's settings cannot be read.
     """
-    folder = home.documents(corpus)
     kept = home.corpora / f".{corpus}.files.json"
     known: dict[str, Any] = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
-    gold = home.gold(corpus)
     hashed: dict[str, tuple[_Status, str]] = {}
-    for file in [*_files(folder), *([gold] if gold and gold.is_file() else [])]:
-        name = file.relative_to(folder).as_posix() if file != gold else "gold questions"
-        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        status, before = _status(file), known.get(name)
-        hashed[name] = (
-            (status, before[1]) if before and before[0] == status else (status, _hash(file))
-        )
+    for name, file in _sources(home, corpus).items():
+        status, (status_before, hash_before) = _status(file), known.get(name, (None, ""))
+        hashed[name] = status, hash_before if status == status_before else _hash(file)
     if hashed != {name: tuple(each) for name, each in known.items()}:
         write_text(kept, json.dumps(hashed, sort_keys=True))
     made_of = {
         "files": {name: digest for name, (_, digest) in hashed.items()},
         "settings": home.settings(corpus).model_dump(mode="json"),
     }
-    return hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return _digest(made_of)
 
 
 @dataclass(frozen=True)
@@ -126,7 +117,7 @@ def last_report(instance: dg.DagsterInstance, corpus: str) -> Report | None:
     for record in records:
         materialization = record.asset_materialization
         tags = (materialization.tags if materialization else None) or {}
-        return Report(record.storage_id, tags.get(_VERSION, ""), record.timestamp)
+        return Report(record.storage_id, tags.get(VERSION_TAG, ""), record.timestamp)
     return None
 
 
@@ -148,7 +139,24 @@ def _read_file(home: Home, corpus: str) -> Path:
 def report_event(corpus: str, version: str) -> dg.AssetMaterialization:
     """Return the event that reports a version of the corpus's folder."""
     # A materialisation: an observation would start nothing.
-    return dg.AssetMaterialization(_FOLDER, partition=corpus, tags={_VERSION: version})
+    return dg.AssetMaterialization(_FOLDER, partition=corpus, tags={VERSION_TAG: version})
+
+
+def _sources(home: Home, corpus: str) -> dict[str, Path]:
+    """Return the files that a corpus is made of, by their names in it; the gold questions last."""
+    folder, gold = home.documents(corpus), home.gold(corpus)
+    found = {file.relative_to(folder).as_posix(): file for file in _files(folder)}
+    if gold and gold.is_file():
+        found["/gold questions"] = gold  # a name that no file of the folder can have
+    return {
+        name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"): file
+        for name, file in found.items()
+    }
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _files(folder: Path) -> Iterator[Path]:

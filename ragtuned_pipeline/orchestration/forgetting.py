@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-import dagster as dg
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -42,6 +41,7 @@ from ragtuned_pipeline.orchestration.locks import RunFailed, alone
 from ragtuned_pipeline.orchestration.orphans import stop_orphan_trainers
 from ragtuned_pipeline.orchestration.runs import (
     StepEvent,
+    open_instance,
     prepare_environment,
     records_written,
     run_holding_lock,
@@ -202,8 +202,7 @@ def holdings(home: Home, corpus: str) -> dict[str, int]:
         with CompletionStore(home.completions) as store:
             replies = store.forgettable(corpus)
     if (home.folder / "dagster").is_dir():
-        prepare_environment(home)
-        with dg.DagsterInstance.get() as instance:
+        with open_instance(home) as instance:
             runs = len(ended_runs(instance, corpus))
     return {
         "adapters": len(adapter_store.stored(home.adapters, corpus)),
@@ -536,7 +535,7 @@ def _delete(home: Home, corpus: str, forgetting: Forgetting, notes: list[str]) -
     (home.folder / "reports" / "index.html").unlink(missing_ok=True)
     (home.corpora / f".{corpus}.files.json").unlink(missing_ok=True)
     _remove_logs(home, corpus, notes)
-    with records_written(), dg.DagsterInstance.get() as instance:
+    with records_written(), open_instance(home) as instance:
         for run in runs_without_process(instance, corpus):
             end_run(instance, run)
         runs = forget_records(instance, corpus)
@@ -601,13 +600,9 @@ def _forget_replies(home: Home, corpus: str) -> int:
 
 def _tables(home: Home, corpus: str) -> list[UPath]:
     """Return the corpus's table files, and half-written ones."""
-    base = TableStore(home.tables).base
-    folders = sorted(base.iterdir(), key=str) if base.exists() else []
-    return [
-        path
-        for folder in folders
-        for path in (*folder.glob(f"{corpus}.parquet"), *folder.glob(f".{corpus}.parquet.*.tmp"))
-    ]
+    whole, half = f"{corpus}.parquet", f".{corpus}.parquet."
+    files = TableStore(home.tables).files()
+    return [path for path in files if path.name == whole or path.name.startswith(half)]
 
 
 def _remove_logs(home: Home, corpus: str, notes: list[str]) -> None:

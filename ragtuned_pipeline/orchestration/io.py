@@ -46,6 +46,18 @@ class TableStore:
     def write(self, name: str, corpus: str, data: pa.Table) -> None:
         write_parquet(data, self.path(name, corpus))
 
+    def row_count(self, name: str, corpus: str) -> int | None:
+        """Return how many rows a table has, from its footer; None where it was never written."""
+        if not self.exists(name, corpus):
+            return None
+        with self.path(name, corpus).open("rb") as handle:
+            return int(pq.read_metadata(handle).num_rows)
+
+    def files(self) -> list[UPath]:
+        """Return the files of all tables and corpora, half-written ones too, by name."""
+        folders = sorted(self.base.iterdir(), key=str) if self.base.exists() else []
+        return [path for folder in folders for path in sorted(folder.iterdir(), key=str)]
+
     def cached(
         self, names: Sequence[str], corpus: str, fingerprint: str
     ) -> dict[str, pa.Table] | None:

@@ -8,8 +8,7 @@ elsewhere), that is said, and the rest still holds.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -32,13 +31,13 @@ from ragtuned_pipeline.orchestration import promotion_history as past
 from ragtuned_pipeline.orchestration.answering import CannotAnswer
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import TableStore
-from ragtuned_pipeline.orchestration.runs import prepare_environment
+from ragtuned_pipeline.orchestration.partitions import VERSION_TAG
+from ragtuned_pipeline.orchestration.runs import open_instance
 from ragtuned_pipeline.orchestration.training import read_training
 from ragtuned_pipeline.tables import content_hash
 from ragtuned_pipeline.tuning import adapter_store
 from ragtuned_pipeline.tuning.warm_start import row_contents, rows_file
 
-_VERSION = "dagster/data_version"
 _INPUT_VERSION = "dagster/input_data_version/"
 _NEVER_MADE = "INITIAL"  # Dagster's version of an input that has no materialisation
 _RECORDS = 200  # of one asset and corpus, the newest; who re-tunes nightly goes back half a year
@@ -266,14 +265,6 @@ def _as_recorded(adapter: str, trainings: Sequence[Recorded], known: Sequence[st
     return None
 
 
-@contextmanager
-def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
-    """Yield Dagster's instance of a home."""
-    prepare_environment(home)
-    with dg.DagsterInstance.get() as instance:
-        yield instance
-
-
 def recorded(
     instance: dg.DagsterInstance, asset: str, corpus: str, limit: int = _RECORDS
 ) -> list[Recorded]:
@@ -291,7 +282,7 @@ def recorded(
                 step=entry.step_key or "",
                 job=entry.job_name or "",
                 at=entry.timestamp,
-                version=tags.get(_VERSION, ""),
+                version=tags.get(VERSION_TAG, ""),
                 kept=_is_true(event.metadata.get("unchanged")),
                 inputs={
                     name.removeprefix(_INPUT_VERSION): None if noted == _NEVER_MADE else noted

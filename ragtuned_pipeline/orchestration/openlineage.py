@@ -24,10 +24,11 @@ from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.lineage import (
     Recorded,
     is_version,
-    open_instance,
     recorded,
     utc,
 )
+from ragtuned_pipeline.orchestration.partitions import CORPUS_TAG
+from ragtuned_pipeline.orchestration.runs import open_instance
 
 _PRODUCER = f"pkg:pypi/ragtuned-pipeline@{__version__}"
 _SPEC = "https://openlineage.io/spec"
@@ -108,7 +109,7 @@ def _steps(
     instance: dg.DagsterInstance, corpus: str, wanted: Iterable[tuple[str, str]]
 ) -> list[_Step]:
     """Return the steps `wanted`, (run, name), and those of the last run that did not end well."""
-    newest = instance.get_runs(dg.RunsFilter(tags={"dagster/partition": corpus}), limit=1)
+    newest = instance.get_runs(dg.RunsFilter(tags={CORPUS_TAG: corpus}), limit=1)
     last = {run.run_id for run in newest}
     names = set(wanted)
     return [

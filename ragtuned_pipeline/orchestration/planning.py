@@ -13,6 +13,7 @@ from ragtuned_pipeline.orchestration.teaching import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ragtuned_pipeline.inference.calls import Teacher
     from ragtuned_pipeline.inference.completions import CompletionStore, Usage
     from ragtuned_pipeline.settings import Settings
+    from ragtuned_pipeline.tables import Failure
 
 
 def plan_teaching(
@@ -155,21 +157,33 @@ def plan_folder(folder: Path, settings: Settings, completions: Path) -> FolderPl
         CorpusError: there is nothing to read.
         SettingsError: as `plan_teaching`.
     """
-    from ragtuned_pipeline.corpus.chunking import chunk_documents
-    from ragtuned_pipeline.corpus.readers import read_folder
-    from ragtuned_pipeline.inference.base_models import load_fast_tokenizer
     from ragtuned_pipeline.inference.completions import CompletionStore
 
     if settings.teacher.engine != "none":
         teacher_model(settings)  # refused before a large folder is read
-    read, failures = read_folder(folder, settings.corpus.max_file_megabytes)
-    tokenizer = load_fast_tokenizer(settings.tuning.base_model)
-    documents, units = chunk_documents(
-        read, tokenizer, settings.corpus.chunk_tokens, settings.corpus.overlap_tokens
-    )
+    documents, units, failures = read_and_cut(folder, settings)
     steps: dict[str, Usage] = {}
     if settings.teacher.engine != "none":
         paid = CompletionStore(completions) if completions.is_file() else nullcontext()
         with paid as store:
             steps = plan_teaching(documents, units, settings, store)
     return FolderPlan(documents.num_rows, units.num_rows, len(failures), steps)
+
+
+def read_and_cut(folder: Path, settings: Settings) -> tuple[pa.Table, pa.Table, Sequence[Failure]]:
+    """Return the tables documents and base_text_units of a folder, and what could not be read.
+
+    Raises:
+        CorpusError: there is nothing to read.
+        SettingsError: there is no such base model.
+    """
+    from ragtuned_pipeline.corpus.chunking import chunk_documents
+    from ragtuned_pipeline.corpus.readers import read_folder
+    from ragtuned_pipeline.inference.base_models import load_fast_tokenizer
+
+    read, failures = read_folder(folder, settings.corpus.max_file_megabytes)
+    tokenizer = load_fast_tokenizer(settings.tuning.base_model)
+    documents, units = chunk_documents(
+        read, tokenizer, settings.corpus.chunk_tokens, settings.corpus.overlap_tokens
+    )
+    return documents, units, failures

@@ -19,13 +19,13 @@ from ragtuned_pipeline.orchestration import promotion_history as past
 from ragtuned_pipeline.orchestration.gate import SETS, Numbers, Question, Verdict, gate, numbers_of
 from ragtuned_pipeline.orchestration.home import Home, write_text
 from ragtuned_pipeline.orchestration.io import TableStore
+from ragtuned_pipeline.orchestration.partitions import VERSION_TAG
 from ragtuned_pipeline.orchestration.promotion_history import (
     COMMAND_LINE,
     Entry,
     PromotionError,
     What,
 )
-from ragtuned_pipeline.orchestration.status import row_count
 from ragtuned_pipeline.orchestration.training import read_training
 from ragtuned_pipeline.tables import content_hash
 from ragtuned_pipeline.tuning import adapter_store
@@ -178,16 +178,15 @@ def show_in_dagster(home: Home, corpus: str, entry: Entry) -> None:
     """Let Dagster's lineage show what a person decided: the asset promoted_adapter is another."""
     import dagster as dg
 
-    from ragtuned_pipeline.orchestration.runs import prepare_environment
+    from ragtuned_pipeline.orchestration.runs import open_instance
 
-    prepare_environment(home)
-    with dg.DagsterInstance.get() as instance:
+    with open_instance(home) as instance:
         instance.report_runless_asset_event(
             dg.AssetMaterialization(
                 "promoted_adapter",
                 description=f"{entry.what} by `ragtuned`, before: {entry.left or 'none'}",
                 partition=corpus,
-                tags={"dagster/data_version": entry.adapter},
+                tags={VERSION_TAG: entry.adapter},
             )
         )
 
@@ -268,7 +267,7 @@ def failed_items(store: TableStore, corpus: str) -> dict[str, tuple[int, int]]:
     """Return stage -> (items that failed, items), as the checks failures_share count them."""
     found: dict[str, tuple[int, int]] = {}
     for stage, (failures, items, usage, others) in _STAGES.items():
-        failed, count = (row_count(store, name, corpus) or 0 for name in (failures, items))
+        failed, count = (store.row_count(name, corpus) or 0 for name in (failures, items))
         calls = store.read(usage, corpus) if usage and store.exists(usage, corpus) else None
         if calls is not None and calls.num_rows:
             found[stage] = pc.sum(calls["failed"]).as_py(), pc.sum(calls["calls"]).as_py()
@@ -381,11 +380,7 @@ def _numbers(row: Mapping[str, Any]) -> Numbers | None:
         questions = tuple(Question(**each) for each in row["questions"])
         failed = {stage: tuple(counts) for stage, counts in row["failed"].items()}
         return Numbers(**{**row, "questions": questions, "failed": failed})
-    except (
-        AttributeError,
-        KeyError,
-        TypeError,
-    ):  # fields that these classes do not have, or no longer
+    except (AttributeError, KeyError, TypeError):  # fields that they do not have, or no longer
         return None
 
 

@@ -10,6 +10,7 @@ import dagster as dg
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import ParquetIOManager, TableStore
 from ragtuned_pipeline.orchestration.locks import wait_alone
+from ragtuned_pipeline.orchestration.partitions import CORPUS_TAG
 
 
 class HomeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -32,7 +33,7 @@ class HomeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[HomeResource]:
         run = context.run
-        corpus = run.tags.get("dagster/partition") if run else None
+        corpus = run.tags.get(CORPUS_TAG) if run else None
         if corpus is None:
             yield self
             return

@@ -6,7 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 import ragtuned_pipeline
-from ragtuned_pipeline.orchestration.dagster_records import (
-    corpora_at_work,
-    end_run,
-    runs_without_process,
-)
+from ragtuned_pipeline.orchestration.dagster_records import dead_runs, end_run
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.locks import COMMAND_LINE, RunFailed, alone
 from ragtuned_pipeline.orchestration.partitions import corpora
@@ -57,6 +53,14 @@ def prepare_environment(home: Home) -> None:
     os.environ.setdefault("DAGSTER_HOME", str(folder))
 
 
+@contextmanager
+def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
+    """Yield Dagster's instance of a home."""
+    prepare_environment(home)
+    with dg.DagsterInstance.get() as instance:
+        yield instance
+
+
 def run_assets(
     home: Home,
     corpus: str,
@@ -84,8 +88,7 @@ def run_holding_lock(
     """As `run_assets`, for a caller that holds the corpus's lock."""
     from ragtuned_pipeline.definitions import defs
 
-    prepare_environment(home)
-    with records_written(), dg.DagsterInstance.get() as instance:
+    with records_written(), open_instance(home) as instance:
         instance.add_dynamic_partitions(corpora.name or "", [corpus])
         end_dead_runs(home, instance, corpus)
         run_id = str(uuid.uuid4())
@@ -132,18 +135,13 @@ def end_dead_runs(home: Home, instance: dg.DagsterInstance, held: str | None = N
     """Mark runs whose process was killed as failed, and free their pool slots.
 
     A killed process cannot give its slot of the pool back, and whoever waits for it, or for its
-    corpus, would wait for ever. Such a run is dead where its corpus's lock is free.
+    corpus, would wait for ever.
 
     Args:
         held: the corpus whose lock the caller holds.
     """
-    for corpus in corpora_at_work(instance):
-        try:
-            with nullcontext() if corpus == held else alone(home, corpus):
-                for run in runs_without_process(instance, corpus):
-                    end_run(instance, run)
-        except RunFailed:
-            continue  # its process lives and holds the lock
+    for _, run in dead_runs(home, instance, held):
+        end_run(instance, run)
 
 
 def _asset_keys(

@@ -6,8 +6,6 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from ragtuned_pipeline.orchestration import promotion_history as past
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import TableStore
@@ -64,7 +62,7 @@ def corpus_status(home: Home, corpus: str) -> dict[str, Any]:
     return {
         "corpus": corpus,
         "folder": str((home.corpora / corpus).resolve()),
-        "rows": {name: row_count(store, name, corpus) for name in _COUNTED},
+        "rows": {name: store.row_count(name, corpus) for name in _COUNTED},
         "teacher": _teacher_usage(home, corpus),
         "trained_adapter": trained,
         "training_seconds": training.result["seconds"] if training else None,
@@ -103,14 +101,6 @@ def _teacher_usage(home: Home, corpus: str) -> dict[str, dict[str, Any]]:
         return {}
     with CompletionStore(home.completions) as store:
         return {step: asdict(usage) for step, usage in store.corpus_usage(corpus).items()}
-
-
-def row_count(store: TableStore, name: str, corpus: str) -> int | None:
-    """Return how many rows a table has, from its footer; None where it was never written."""
-    if not store.exists(name, corpus):
-        return None
-    with store.path(name, corpus).open("rb") as handle:
-        return int(pq.read_metadata(handle).num_rows)
 
 
 def _read_json(file: Any) -> Any:

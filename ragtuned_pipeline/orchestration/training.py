@@ -107,29 +107,6 @@ def facts_learned_before(home: Home, corpus: str) -> set[str] | None:
     return earlier_facts(learned) if learned else None
 
 
-def trained(
-    context: dg.AssetExecutionContext,
-    home: Home,
-    pipes: dg.PipesSubprocessClient,
-    purpose: str,
-    rows: pa.Table,
-    held_out: pa.Table | None,
-    settings: TuningSettings,
-    retuning: Retuning | None = None,
-) -> dg.MaterializeResult[Any]:
-    """Return the result of an adapter's asset.
-
-    The arguments, and what is raised, are those of `train_adapter`.
-    """
-    training, kept = train_adapter(
-        context, home, pipes, purpose, rows, held_out, settings, retuning
-    )
-    return dg.MaterializeResult(
-        data_version=dg.DataVersion(training.adapter),
-        metadata=training_metadata(home, context.partition_key, training, kept),
-    )
-
-
 def train_adapter(
     context: dg.AssetExecutionContext,
     home: Home,
@@ -138,7 +115,7 @@ def train_adapter(
     rows: pa.Table,
     held_out: pa.Table | None,
     settings: TuningSettings,
-    retuning: Retuning | None,
+    retuning: Retuning | None = None,
 ) -> tuple[Training, bool]:
     """Train on `rows` unless that was done already; return the training and whether it was.
 
@@ -306,12 +283,19 @@ def _run_trainer(
         raise UserError(str(message["refused"]))
 
 
-def training_metadata(home: Home, corpus: str, training: Training, kept: bool) -> dict[str, Any]:
-    """The numbers and the loss curve of a training, as Dagster's UI shows them."""
+def training_result(
+    context: dg.AssetExecutionContext, home: Home, training: Training, kept: bool
+) -> dg.MaterializeResult[Any]:
+    """Return the result of an adapter's asset, with the numbers and the loss curve of its training.
+
+    Args:
+        training, kept: of `train_adapter`.
+    """
     result = training.result
     losses, held_out = result["losses"], result["held_out_losses"]
-    return {
-        "adapter": dg.MetadataValue.path(str(home.adapters / corpus / training.adapter)),
+    place = home.adapters / context.partition_key / training.adapter
+    metadata = {
+        "adapter": dg.MetadataValue.path(str(place)),
         "base_model": training.base_model,
         "unchanged": kept,
         **({"start": training.start} if training.start else {}),
@@ -326,6 +310,7 @@ def training_metadata(home: Home, corpus: str, training: Training, kept: bool) -
         "final_held_out_loss": held_out[-1][1] if held_out else 0.0,
         "loss_curve": dg.MetadataValue.md(_loss_plot(losses, held_out)),
     }
+    return dg.MaterializeResult(data_version=dg.DataVersion(training.adapter), metadata=metadata)
 
 
 def _loss_plot(losses: list[Any], held_out: list[Any]) -> str:

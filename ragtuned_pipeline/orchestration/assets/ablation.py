@@ -31,7 +31,8 @@ from ragtuned_pipeline.orchestration.teaching import TeacherResource, account
 from ragtuned_pipeline.orchestration.training import (
     TRAINING_CODE,
     read_training,
-    trained,
+    train_adapter,
+    training_result,
 )
 from ragtuned_pipeline.settings import Settings, SettingsError
 from ragtuned_pipeline.tables import failures_table, table
@@ -117,7 +118,8 @@ def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
         teacher.stop()  # the GPU is the trainer's now
         settings = home.home.settings(context.partition_key)
         tuning = variant_tuning(name, settings.tuning, settings.ablation)
-        return trained(context, home.home, pipes, _purpose(name), rows, None, tuning)
+        made = train_adapter(context, home.home, pipes, _purpose(name), rows, None, tuning)
+        return training_result(context, home.home, *made)
 
     @table_assets(
         outputs={f"answers_ablation_{name}": f"What the adapter of the variant {name} answered."},

@@ -32,7 +32,8 @@ from ragtuned_pipeline.orchestration.teaching import TeacherResource
 from ragtuned_pipeline.orchestration.training import (
     TRAINING_CODE,
     read_training,
-    trained,
+    train_adapter,
+    training_result,
 )
 from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tables import failures_table
@@ -165,7 +166,8 @@ def control_adapter(
             metadata={"skipped": "too few facts to shuffle answers among them"},
         )
     tuning = home.home.settings(context.partition_key).tuning
-    return trained(context, home.home, pipes, "control", control_rows, None, tuning)
+    made = train_adapter(context, home.home, pipes, "control", control_rows, None, tuning)
+    return training_result(context, home.home, *made)
 
 
 @table_assets(

@@ -14,7 +14,8 @@ from ragtuned_pipeline.orchestration.teaching import TeacherResource
 from ragtuned_pipeline.orchestration.training import (
     TRAINING_CODE,
     Retuning,
-    trained,
+    train_adapter,
+    training_result,
 )
 
 
@@ -49,7 +50,7 @@ def lora_adapter(
             pc.is_in(qa_pairs["fact_id"], value_set=facts),
         )
     )
-    return trained(
+    made = train_adapter(
         context,
         home.home,
         pipes,
@@ -59,6 +60,7 @@ def lora_adapter(
         tuning,
         Retuning(settings.retuning, statements(qa_pairs)),
     )
+    return training_result(context, home.home, *made)
 
 
 def as_rows(pairs: pa.Table, told: str | None) -> pa.Table:
