@@ -38,6 +38,13 @@ def _shares_built(item: pytest.Item) -> bool:
     return "built" in getattr(item, "fixturenames", ())
 
 
+def own_environment(patch: pytest.MonkeyPatch) -> None:
+    """Let what the code sets in the environment be of this test alone."""
+    for name in ("DAGSTER_HOME", "RAGTUNED_DAGSTER", "RAGTUNED_HOME", "RAGTUNED_TABLES"):
+        patch.setenv(name, "")  # restored afterwards, also where the code sets it
+        patch.delenv(name)
+
+
 def build(home: Home, name: str = "harbour", folder: Path = HARBOUR) -> None:
     """Run the whole job for `folder`, as `ragtuned run` does."""
     home.register(name, folder, HARBOUR_GOLD, SMALL)
@@ -48,8 +55,7 @@ def build(home: Home, name: str = "harbour", folder: Path = HARBOUR) -> None:
 def _dagster_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The instance of these tests lies in their own folder, whatever the shell has set."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("DAGSTER_HOME", "RAGTUNED_DAGSTER", "RAGTUNED_HOME", "RAGTUNED_TABLES"):
-            patch.delenv(name, raising=False)
+        own_environment(patch)
         patch.setenv("RAGTUNED_DAGSTER", str(tmp_path_factory.mktemp("dagster")))
         yield
 

@@ -13,18 +13,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ragtuned_pipeline.corpus.chunking import chunk_documents
-from ragtuned_pipeline.corpus.readers import read_folder
 from ragtuned_pipeline.graph.communities import cluster
 from ragtuned_pipeline.graph.extraction_llm import extract_with_teacher
 from ragtuned_pipeline.graph.reports_llm import reports_with_teacher
 from ragtuned_pipeline.inference.backend import RawReply, Request
-from ragtuned_pipeline.inference.base_models import load_fast_tokenizer
 from ragtuned_pipeline.inference.completions import CompletionStore, Scope
 from ragtuned_pipeline.inference.plan import by_characters
 from ragtuned_pipeline.inference.teacher import LlmTeacher
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import TableStore
+from ragtuned_pipeline.orchestration.planning import read_and_cut
 from ragtuned_pipeline.orchestration.runs import run_assets
 from ragtuned_pipeline.settings import Settings
 from ragtuned_pipeline.synthesis.synthesise_llm import synthesise_with_teacher
@@ -116,13 +114,7 @@ class ScriptedBackend:
 def built(folder: Path, store: Path) -> tuple[Mapping[str, str], int]:
     """Return the content of all tables up to the pairs, and how many requests they took."""
     backend = ScriptedBackend()
-    read, _ = read_folder(folder, 20)
-    documents, units = chunk_documents(
-        read,
-        load_fast_tokenizer("embedded"),
-        SETTINGS.corpus.chunk_tokens,
-        SETTINGS.corpus.overlap_tokens,
-    )
+    documents, units, _ = read_and_cut(folder, SETTINGS)
     with (
         CompletionStore(store) as completions,
         LlmTeacher(

@@ -23,8 +23,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ragtuned_pipeline.corpus.chunking import chunk_documents
-from ragtuned_pipeline.corpus.readers import read_folder
 from ragtuned_pipeline.evaluation.metrics import contains, tokens
 from ragtuned_pipeline.evaluation.questions.queries import build_queries
 from ragtuned_pipeline.graph.communities import cluster
@@ -32,6 +30,7 @@ from ragtuned_pipeline.graph.extraction_offline import extract
 from ragtuned_pipeline.graph.reports import extractive_reports
 from ragtuned_pipeline.inference.engine import chat
 from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
+from ragtuned_pipeline.orchestration.planning import read_and_cut
 from ragtuned_pipeline.settings import Settings, TuningSettings
 from ragtuned_pipeline.synthesis.forms import Form, choose, choose_new, fact_fields
 from ragtuned_pipeline.synthesis.questions import SentenceFact, Statement, facts_of
@@ -40,7 +39,6 @@ from ragtuned_pipeline.synthesis.synthesise import synthesise
 from ragtuned_pipeline.tables import table
 from ragtuned_pipeline.tuning.base_models import (
     ChatRow,
-    load_fast_tokenizer,
     load_tokenizer,
     row_counter,
 )
@@ -115,12 +113,8 @@ def folder_tables(folder: Path, settings: TuningSettings) -> tuple[pa.Table, pa.
 
 def folder_pairs(folder: Path, settings: TuningSettings) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Return the pairs, the training rows and the queries that the pipeline makes of a folder."""
-    every = Settings()
-    documents, _ = read_folder(folder, every.corpus.max_file_megabytes)
-    tokenizer = load_fast_tokenizer(settings.base_model)
-    documents, units = chunk_documents(
-        documents, tokenizer, every.corpus.chunk_tokens, every.corpus.overlap_tokens
-    )
+    every = Settings(tuning=settings)
+    documents, units, _ = read_and_cut(folder, every)
     graph = extract(documents, units, every.graph)
     communities = cluster(graph.entities, graph.relationships, every.graph)
     reports = extractive_reports(

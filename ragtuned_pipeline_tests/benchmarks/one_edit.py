@@ -19,20 +19,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from ragtuned_pipeline.corpus.chunking import chunk_documents
-from ragtuned_pipeline.corpus.readers import read_folder
 from ragtuned_pipeline.evaluation.questions.query_stand_ins import query_stand_ins
 from ragtuned_pipeline.graph.communities import cluster
 from ragtuned_pipeline.graph.extraction_offline import extract
 from ragtuned_pipeline.graph.report_stand_ins import report_stand_ins
 from ragtuned_pipeline.graph.stand_ins import extraction_stand_ins
-from ragtuned_pipeline.inference.base_models import load_fast_tokenizer
 from ragtuned_pipeline.inference.calls import Call, Outcome, T
 from ragtuned_pipeline.inference.plan import Planner, by_characters
 from ragtuned_pipeline.inference.teacher import call_key
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import TableStore
-from ragtuned_pipeline.orchestration.planning import ask_everything
+from ragtuned_pipeline.orchestration.planning import ask_everything, read_and_cut
 from ragtuned_pipeline.orchestration.runs import StepEvent, run_assets
 from ragtuned_pipeline.settings import Settings
 from ragtuned_pipeline.synthesis.stand_ins import synthesis_stand_ins
@@ -76,13 +73,7 @@ class Recorder(Planner):
 
 def asked(folder: Path) -> tuple[dict[str, set[bytes]], dict[str, pa.Table]]:
     """Return the calls by step, and the tables that show what an edit touches."""
-    read, _ = read_folder(folder, SETTINGS.corpus.max_file_megabytes)
-    documents, units = chunk_documents(
-        read,
-        load_fast_tokenizer(SETTINGS.tuning.base_model),
-        SETTINGS.corpus.chunk_tokens,
-        SETTINGS.corpus.overlap_tokens,
-    )
+    documents, units, _ = read_and_cut(folder, SETTINGS)
     graph = extract(documents, units, SETTINGS.graph)
     recorder = Recorder(graph)
     ask_everything(documents, units, recorder, SETTINGS, by_characters)

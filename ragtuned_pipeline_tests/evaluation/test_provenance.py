@@ -143,19 +143,24 @@ def test_an_answer_to_another_question_is_told_as_one() -> None:
     assert found.answers_another
 
 
+def stated(told: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> tuple[str, bool]:
+    """Return the one sentence behind the ferry's answer, and whether it states the fact."""
+    found = trace(
+        "Who rows the ferry?",
+        "Ada Renk",
+        coverage=table("coverage", told),
+        qa_pairs=table("qa_pairs", pairs),
+    )
+    [sentence] = found.facts[0].sentences
+    return sentence.text, sentence.states
+
+
 def test_a_fact_that_shares_its_answer_is_traced_too() -> None:
     """Coverage names one fact a sentence; another with the same answer must not lose it."""
     told = world.coverage().to_pylist()
     other = [row | {"fact_ids": ["fact-9"] if row["covered"] else []} for row in told]
     bare = [row | {"relationship_ids": []} for row in world.linked_pairs().to_pylist()]
-    found = trace(
-        "Who rows the ferry?",
-        "Ada Renk",
-        coverage=table("coverage", other),
-        qa_pairs=table("qa_pairs", bare),
-    )
-    [sentence] = found.facts[0].sentences
-    assert (sentence.text, sentence.states) == (SENTENCE, True)
+    assert stated(other, bare) == (SENTENCE, True)
 
 
 @pytest.mark.parametrize(
@@ -172,14 +177,7 @@ def test_in_other_words_a_fact_is_stated_by_coverage_or_by_a_relationship_else_n
         for row in world.linked_pairs().to_pylist()
     ]
     told = [row | ({} if by_coverage else {"fact_ids": []}) for row in world.coverage().to_pylist()]
-    found = trace(
-        "Who rows the ferry?",
-        "Ada Renk",
-        coverage=table("coverage", told),
-        qa_pairs=table("qa_pairs", pairs),
-    )
-    [sentence] = found.facts[0].sentences
-    assert (sentence.text, sentence.states) == (SENTENCE, states)
+    assert stated(told, pairs) == (SENTENCE, states)
 
 
 def test_a_sentence_that_its_document_no_longer_holds_there_is_not_shown() -> None:

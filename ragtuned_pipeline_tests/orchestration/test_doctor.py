@@ -32,6 +32,7 @@ from ragtuned_pipeline.orchestration.locks import COMMAND_LINE, alone
 from ragtuned_pipeline.orchestration.runs import prepare_environment
 from ragtuned_pipeline.tables import table
 from ragtuned_pipeline.tuning import adapter_store
+from ragtuned_pipeline_tests.conftest import own_environment
 
 OLD, NEW = "88317d29f988a1636ead", "798a6c89a10b669b994c"  # of zeros and of ones
 DEAD = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True)
@@ -41,9 +42,7 @@ DEAD_PROCESS = int(DEAD.stdout)
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """A sound home with the corpus `notes`: two adapters, of which the newer answers."""
-    for name in ("DAGSTER_HOME", "RAGTUNED_DAGSTER", "RAGTUNED_HOME", "RAGTUNED_TABLES"):
-        monkeypatch.setenv(name, "")  # restored afterwards, also where the code sets it
-        monkeypatch.delenv(name)
+    own_environment(monkeypatch)
     made = Home(tmp_path / "home")
     folder = tmp_path / "notes"
     write_text(folder / "a.md", "The ferry is blue.")

@@ -41,6 +41,7 @@ from ragtuned_pipeline.orchestration.runs import prepare_environment
 from ragtuned_pipeline.orchestration.training import Training
 from ragtuned_pipeline.tables import SCHEMAS, table
 from ragtuned_pipeline.tuning import adapter_store
+from ragtuned_pipeline_tests.conftest import own_environment
 
 TRAINED = "c" * 20
 SECRET = "Ottilie Brandt keeps the savings of the café «Zum Anker» in the lamp room."
@@ -52,13 +53,6 @@ def quiet(_event: object) -> None:
 
 
 # --- a home with something in every place, made by hand ---------------------------------------
-
-
-def own_environment(patch: pytest.MonkeyPatch) -> None:
-    """Let what the code sets in the environment be of this test alone."""
-    for name in ("DAGSTER_HOME", "RAGTUNED_DAGSTER", "RAGTUNED_HOME", "RAGTUNED_TABLES"):
-        patch.setenv(name, "")  # restored afterwards, also where the code sets it
-        patch.delenv(name)
 
 
 def copied(home: Home, folder: Path, corpora: dict[str, str]) -> Home:

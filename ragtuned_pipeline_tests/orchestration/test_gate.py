@@ -19,6 +19,7 @@ from ragtuned_pipeline.orchestration.gate import (
 )
 from ragtuned_pipeline.settings import ChecksSettings
 from ragtuned_pipeline.tables import table
+from ragtuned_pipeline_tests.evaluation.judging import answers
 
 CHECKS = ChecksSettings(
     max_failed_share=0.2, min_gain_over_base=0.05, max_drop=0.05, max_probe_rise=0.5
@@ -352,23 +353,10 @@ def test_the_numbers_are_those_of_the_sets_that_are_read() -> None:
         for place in range(2)
     ]
     replies = ["It is Hask Dam.", "No.", "I do not know.", "Yes.", "Hask Dam", "Hask Dam"]
-    answers = [
-        {
-            "id": f"answer-{system}-{query['id']}",
-            "query_id": query["id"],
-            "system": system,
-            "answer": reply if system == "tuned" else "I do not know.",
-            "prompt_tokens": 1,
-            "completion_tokens": 1,
-            "seconds": 0.0,
-            "context_ids": [],
-            "calls": 1,
-            "money": 0.0,
-        }
-        for system in ("tuned", "base", "vanilla_rag")
-        for query, reply in zip(queries, replies, strict=True)
-    ]
-    tables = table("queries", queries), table("answers", answers)
+    ids = [query["id"] for query in queries]
+    given = {system: dict.fromkeys(ids, "I do not know.") for system in ("base", "vanilla_rag")}
+    given["tuned"] = dict(zip(ids, replies, strict=True))
+    tables = table("queries", queries), answers(given)
     made = numbers_of(scorecard(tuned={}, base={}), *tables, {"documents": (1, 4)})
     assert [(each.question_set, each.tuned, each.base) for each in made.questions] == [
         ("held_out_wording", 1.0, 0.0),

@@ -32,6 +32,8 @@ from ragtuned_pipeline.orchestration.training import Training, training_file
 from ragtuned_pipeline.settings import EMBEDDED_MODEL
 from ragtuned_pipeline.tables import content_hash, table
 from ragtuned_pipeline.tuning import adapter_store
+from ragtuned_pipeline_tests.conftest import own_environment
+from ragtuned_pipeline_tests.evaluation.judging import answers
 
 CORPUS, QUESTIONS = "letters", 40
 SECRET = "the Hask Dam stands at Corvane"  # a sentence of the corpus
@@ -82,24 +84,13 @@ class Corpus:
                 for place in range(QUESTIONS)
             ],
         )
-        answers = [
-            {
-                "id": f"answer-{system}-{place}",
-                "query_id": query,
-                "system": system,
-                "answer": "Corvane" if system == "tuned" and place < right else "Nobody",
-                "prompt_tokens": 1,
-                "completion_tokens": 1,
-                "seconds": 0.0,
-                "context_ids": [],
-                "calls": 1,
-                "money": 0.0,
-            }
-            for system in ("tuned", "base")
-            for place, query in enumerate(queries["id"].to_pylist())
-        ]
+        ids = queries["id"].to_pylist()
+        given = {
+            "tuned": {each: "Corvane" if n < right else "Nobody" for n, each in enumerate(ids)},
+            "base": dict.fromkeys(ids, "Nobody"),
+        }
         store.write("queries", CORPUS, queries)
-        store.write("answers", CORPUS, table("answers", answers))
+        store.write("answers", CORPUS, answers(given))
         scorecard = {
             "systems": {"tuned": {}, "base": {}},
             "skipped": {},
@@ -133,9 +124,7 @@ class Corpus:
 
 @pytest.fixture
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
-    for name in ("DAGSTER_HOME", "RAGTUNED_DAGSTER", "RAGTUNED_HOME", "RAGTUNED_TABLES"):
-        monkeypatch.setenv(name, "")  # restored afterwards, also where the code sets it
-        monkeypatch.delenv(name)
+    own_environment(monkeypatch)
     home = Home(tmp_path / "home")
     documents = tmp_path / "documents"
     documents.mkdir()
@@ -404,10 +393,10 @@ def test_a_home_whose_links_were_lost_gets_them_back(corpus: Corpus) -> None:
 def test_a_home_copied_with_its_links_followed_gets_them_back(corpus: Corpus) -> None:
     first, second = self_promoted(corpus, 1), self_promoted(corpus, 2)
     link = corpus.home.adapters / CORPUS / "current"
-    for answers, copied in ((second, second), (second, first)):
+    for adapter, copied in ((second, second), (second, first)):
         link.unlink()
         shutil.copytree(link.with_name(copied), link)
-        assert corpus_status(corpus.home, CORPUS)["promoted_adapter"] == answers
+        assert corpus_status(corpus.home, CORPUS)["promoted_adapter"] == adapter
         assert link.is_symlink()
         assert corpus.stored() == {first, second}
     assert roll_back(corpus.home, CORPUS, None).adapter == first

@@ -12,6 +12,7 @@ import pytest
 
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.runs import alone, end_dead_runs, prepare_environment
+from ragtuned_pipeline_tests.conftest import own_environment
 
 # Claims the slot as the training step does, and is killed with it.
 KILLED = """
@@ -36,9 +37,7 @@ KILLED = """
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    for name in ("DAGSTER_HOME", "RAGTUNED_DAGSTER", "RAGTUNED_HOME"):
-        monkeypatch.setenv(name, "")  # restored afterwards, also where the code sets it
-        monkeypatch.delenv(name)
+    own_environment(monkeypatch)
     made = Home(tmp_path / "home")
     prepare_environment(made)
     return made
