@@ -69,18 +69,11 @@ class TeacherSettings(_Section):
     price_completion: float = Field(0.0, ge=0)
     assumed_tokens_per_second: float = Field(40, gt=0)  # of one reply; for the plan's times
     embedding_model: str = ""  # at the same address; finds near-equal names. "" is none
-    server_arguments: tuple[str, ...] = ()  # more arguments for the managed vLLM server
-    server_start_seconds: float = Field(900, gt=0)
 
     @field_validator("requests_per_minute", "tokens_per_minute", mode="before")
     @classmethod
     def _unlimited(cls, value: Any) -> Any:
         return _none(value)
-
-    @field_validator("server_arguments", mode="before")
-    @classmethod
-    def _listed(cls, value: Any) -> Any:
-        return _split(value)
 
 
 class BudgetSettings(_Section):
@@ -94,6 +87,19 @@ class BudgetSettings(_Section):
     @classmethod
     def _unlimited(cls, value: Any) -> Any:
         return _none(value)
+
+
+class VllmSettings(_Section):
+    """The vLLM servers that this package starts: for the teacher, for evaluation, to serve."""
+
+    arguments: tuple[str, ...] = ()  # further ones of `vllm serve`
+    start_seconds: float = Field(900, gt=0)  # longest wait for a server to answer
+    loras_at_once: int = Field(8, ge=1)  # adapters in one batch; each takes its memory
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return _split(value)
 
 
 class CorpusSettings(_Section):
@@ -162,13 +168,26 @@ class TuningSettings(_Section):
     packing: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False  # false: only where the memory asks for it
+    # nf4: the frozen weights in 4 bits (QLoRA, 2305.14314), for small cards; needs bitsandbytes.
+    quantization: Literal["none", "nf4"] = "none"
+    devices: int = Field(0, ge=0)  # processes, one a GPU; 0 is all GPUs that are visible
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # how several devices share a training
+    # Stop after so many held-out losses (of 5 in a training) without a fall; 0 is never.
+    early_stopping: int = Field(0, ge=0)
+    trackers: tuple[Literal["tensorboard", "mlflow", "trackio"], ...] = ()
     require_cuda: bool = False
     checkpoint_steps: int = Field(200, ge=1)
     seed: int = 42
 
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return _split(value)
+
 
 class EvaluationSettings(_Section):
     seed: int = 29
+    engine: Literal["transformers", "vllm"] = "transformers"  # what runs the answering models
     systems: tuple[str, ...] = ()  # which systems answer; () is all
 
     @field_validator("systems", mode="before")
@@ -277,10 +296,25 @@ class AutomationSettings(_Section):
     nightly: str = "0 3 * * *"  # cron, local time: corpora that changed; "" is off
 
 
+class ServingSettings(_Section):
+    """`ragtuned serve`: the promoted adapters behind an OpenAI-compatible address."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    host: str = "127.0.0.1"
+    port: int = Field(8008, ge=0, le=65535)  # 0 is any free one
+    api_key_variable: str = "RAGTUNED_API_KEY"  # the environment variable that holds the key
+    max_tokens: int = Field(512, ge=1)  # of an answer, where a request names no number
+    max_requests: int = Field(256, ge=1)  # at once; more are told to come back (429)
+    drain_seconds: float = Field(300, ge=0)  # for the answers of an adapter that is replaced
+    share_gpu: bool = False  # true: stay up while a training or an evaluation uses the GPU
+    with_dagster: bool = False  # true: the Dagster daemon keeps a server running
+
+
 class Settings(_Section):
     profile: Profile = "embedded"
     teacher: TeacherSettings = TeacherSettings()
     budget: BudgetSettings = BudgetSettings()
+    vllm: VllmSettings = VllmSettings()
     corpus: CorpusSettings = CorpusSettings()
     graph: GraphSettings = GraphSettings()
     synthesis: SynthesisSettings = SynthesisSettings()
@@ -293,6 +327,7 @@ class Settings(_Section):
     retuning: RetuningSettings = RetuningSettings()
     promotion: PromotionSettings = PromotionSettings()
     automation: AutomationSettings = AutomationSettings()
+    serving: ServingSettings = ServingSettings()
 
 
 _PROFILES: dict[str, dict[str, Any]] = {
@@ -315,10 +350,12 @@ _PROFILES: dict[str, dict[str, Any]] = {
             "dtype": "bfloat16",
             "packing": True,
             "require_cuda": True,
+            "early_stopping": 2,
         },
-        "evaluation": {"max_answer_tokens": 512, "batch_size": 32},
+        "evaluation": {"engine": "vllm", "max_answer_tokens": 512, "batch_size": 32},
         "judge": {"engine": "teacher", "pairs": "tuned"},
         "ablation": {"time_budget_minutes": 60},
+        "serving": {"engine": "vllm"},
     },
 }
 

