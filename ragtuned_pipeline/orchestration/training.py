@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TRAINING_CODE = tuple(
-    f"tuning/{name}.py" for name in ("sft", "base_models", "packed_attention", "memory")
+    f"tuning/{name}.py" for name in ("sft", "epochs", "base_models", "packed_attention", "memory")
 )
 
 # Settings of tuning that choose the rows, or do not reach the weights.

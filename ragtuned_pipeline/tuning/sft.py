@@ -33,6 +33,7 @@ from ragtuned_pipeline.tuning.base_models import (
     load_tokenizer,
     refuse_missing_gpu,
 )
+from ragtuned_pipeline.tuning.epochs import epoch_orders
 from ragtuned_pipeline.tuning.memory import Pass, largest_pass
 from ragtuned_pipeline.tuning.packed_attention import can_pack_attention, use_packed_attention
 
@@ -52,7 +53,6 @@ _WEIGHTS = "adapter_model.safetensors"
 _LOG_LINES = 50  # progress lines in one training
 _EVALUATIONS = 5  # held-out losses in one training
 _HELD_OUT_ROWS = 256  # at most, so that they take seconds
-_LENGTH_GROUP_BATCHES = 32  # batches whose rows are sorted by length together
 
 
 class TrainingInterrupted(RuntimeError):
@@ -283,7 +283,6 @@ class _Plan:
     """The rows of each epoch in the order in which they are seen, and how many tokens all are.
 
     It is fixed beforehand and read front to back: a resumed run goes on at exactly the next row.
-    Rows of like length share a batch, so that little of it is padding.
     """
 
     epochs: list[list[int]]  # row numbers
@@ -293,25 +292,8 @@ class _Plan:
     def of(cls, rows: Sequence[TokenRow], seen: Sequence[int], settings: TuningSettings) -> _Plan:
         """Plan for `rows`, of which row i is seen in the first seen[i] epochs."""
         lengths = np.array([len(row.input_ids) for row in rows])
-        last = np.array(seen)
-        draw = np.random.default_rng(settings.seed)
-        epochs: list[list[int]] = []
-        for epoch in range(settings.epochs):
-            shuffled = draw.permutation(np.flatnonzero(last > epoch))
-            batches: list[np.ndarray] = []
-            group = settings.batch_size * _LENGTH_GROUP_BATCHES
-            for start in range(0, len(shuffled), group):
-                part = shuffled[start : start + group]
-                part = part[np.argsort(-lengths[part], kind="stable")]
-                batches += np.split(
-                    part, range(settings.batch_size, len(part), settings.batch_size)
-                )
-            # A short batch stays last, or every later batch of the epoch would straddle two.
-            full = [b for b in batches if len(b) == settings.batch_size]
-            short = [b for b in batches if len(b) < settings.batch_size]
-            mixed = [full[i] for i in draw.permutation(len(full))] + short
-            epochs.append(np.concatenate(mixed).tolist() if mixed else [])
-        return cls(epochs, int((lengths * last).sum()))
+        epochs = epoch_orders(lengths, seen, settings)
+        return cls(epochs, int((lengths * np.array(seen)).sum()))
 
 
 def _training_set(rows: Sequence[TokenRow], plan: _Plan, settings: TuningSettings) -> Dataset:
