@@ -1,4 +1,4 @@
-"""How much of a training a GPU holds at once."""
+"""How much memory a training takes, and how much of it a GPU holds at once."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ if TYPE_CHECKING:
 # Bytes a trained number takes: weight, gradient and AdamW's two moments in float32, and the copy
 # that autocast computes with.
 _TRAINED_BYTES = 18
+# A number in nf4 with bitsandbytes' own block size: half a byte, and a float32 for every 64.
+_NF4_BYTES = 0.5 + 4 / 64
 # Kept free: the tile of the head's scores, cuBLAS' workspaces, the CUDA context.
 _RESERVE_BYTES = 2 << 30
 _USABLE = 0.95  # of what is free: the allocator's blocks do not fit each other exactly
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,100 @@ class Pass:
     checkpointing: bool
 
 
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a causal language model, counted in numbers.
+
+    Attributes:
+        linear: of the linear layers but the head, which LoRA adapts and nf4 quantises.
+        head: of the linear layer that scores the vocabulary; also where it is the embedding.
+        lora: that LoRA of rank 1 trains on the linear layers but the head.
+        attended: width of the queries of all heads.
+        between: width of the feed-forward part, of all experts that a token is given to.
+    """
+
+    parameters: int
+    linear: int
+    head: int
+    lora: int
+    layers: int
+    hidden: int
+    attended: int
+    between: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> ModelShape:
+        """Return the shape of a model, which may be on PyTorch's meta device, without numbers."""
+        import torch
+
+        config: Any = model.config.get_text_config()
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        linear = [
+            each
+            for each in model.modules()
+            if isinstance(each, torch.nn.Linear) and each is not head
+        ]
+        heads = config.num_attention_heads
+        return cls(
+            parameters=sum(p.numel() for p in model.parameters()),
+            linear=sum(each.in_features * each.out_features for each in linear),
+            head=head.in_features * head.out_features,
+            lora=sum(each.in_features + each.out_features for each in linear),
+            layers=int(config.num_hidden_layers),
+            hidden=config.hidden_size,
+            attended=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
+            between=config.intermediate_size * (getattr(config, "num_experts_per_tok", None) or 1),
+        )
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What a training takes of one device, in bytes.
+
+    Attributes:
+        adapter: with its gradients and the optimizer's moments.
+        activations: what a forward pass keeps for the way back.
+        reserve: kept free for workspaces.
+    """
+
+    weights: int
+    adapter: int
+    activations: int
+    reserve: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.adapter + self.activations + self.reserve
+
+    def fits(self, free_bytes: int) -> bool:
+        return self.total <= _USABLE * free_bytes
+
+
+def memory_need(
+    shape: ModelShape, settings: TuningSettings, one_pass: Pass, tokens: int, devices: int = 1
+) -> MemoryNeed:
+    """Return what a training takes of each of its devices.
+
+    Args:
+        tokens: of a row, or of a packed sequence.
+        devices: with the setting tuning.parallel = fsdp they share weights and adapter; each holds
+            two layers whole, one to compute and the next.
+    """
+    item = _ITEM_BYTES[settings.dtype]
+    linear = shape.linear * (_NF4_BYTES if settings.quantization == "nf4" else item)
+    weights = linear + (shape.parameters - shape.linear) * item
+    adapter = _TRAINED_BYTES * settings.rank * shape.lora
+    if settings.parallel == "fsdp" and devices > 1:
+        whole = 2 * linear / max(shape.layers, 1)
+        weights, adapter = weights / devices + whole, -(-adapter // devices)
+    activations = one_pass.rows * _row_bytes(shape, item, one_pass.checkpointing) * tokens
+    return MemoryNeed(int(weights), adapter, activations, _RESERVE_BYTES)
+
+
 def largest_pass(
     model: PreTrainedModel, settings: TuningSettings, free_bytes: int, most: int
 ) -> Pass:
     """Return the pass with the most packed sequences, of `most` at most, that the memory holds.
-
-    Gradient checkpointing computes everything forward twice, half of the work again where weights
-    are frozen: it is used where not one sequence fits without, or where the settings ask for it.
 
     Args:
         free_bytes: of the GPU's memory; the model's weights that lie elsewhere go there too.
@@ -49,31 +139,52 @@ def largest_pass(
             f"{fixed / 2**30:.0f} GiB of GPU memory, and {free_bytes / 2**30:.0f} are free; "
             "choose a smaller base model, or free the GPU"
         )
-    layer, layers = _layer_bytes(model), int(model.config.get_text_config().num_hidden_layers)
+    return largest_pass_in(
+        ModelShape.of(model), settings, room, most, settings.max_tokens, model.dtype.itemsize
+    )
+
+
+def largest_pass_in(
+    shape: ModelShape,
+    settings: TuningSettings,
+    room: float,
+    most: int,
+    tokens: int,
+    item_bytes: int | None = None,
+) -> Pass:
+    """Return the pass with the most rows of `tokens`, of `most` at most, for which `room` suffices.
+
+    Gradient checkpointing computes everything forward twice, half of the work again where weights
+    are frozen: it is used where not one row fits without, or where the settings ask for it.
+
+    Args:
+        room: bytes beside weights and adapter; where it holds not one row, one is tried.
+        item_bytes: of a number that is computed with; by tuning.dtype unless given.
+    """
+    item = item_bytes or _ITEM_BYTES[settings.dtype]
     fits = [rows for rows in range(1, most + 1) if settings.batch_size % rows == 0]
-    if not settings.gradient_checkpointing:
-        held = layers * layer * settings.max_tokens
+    for checkpointing in (settings.gradient_checkpointing, True):
+        held = _row_bytes(shape, item, checkpointing) * tokens
         if held <= room:
-            return Pass(max(rows for rows in fits if rows * held <= room), False)
-    # The inputs of all layers are kept, and all of one layer while it is computed again.
-    width = 2 * model.config.get_text_config().hidden_size
-    held = (layers * width + layer) * settings.max_tokens
-    return Pass(max((rows for rows in fits if rows * held <= room), default=1), True)
+            return Pass(max(rows for rows in fits if rows * held <= room), checkpointing)
+    return Pass(1, True)
 
 
 def lora_parameters(model: PreTrainedModel, rank: int) -> int:
     """Return how many numbers LoRA of `rank` on every linear layer but the head trains."""
-    import torch
-
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    return rank * sum(
-        each.in_features + each.out_features
-        for each in model.modules()
-        if isinstance(each, torch.nn.Linear) and each is not head
-    )
+    return rank * ModelShape.of(model).lora
 
 
-def _layer_bytes(model: PreTrainedModel) -> int:
+def _row_bytes(shape: ModelShape, item: int, checkpointing: bool) -> int:
+    """Return what a pass keeps of one token."""
+    layer = _layer_bytes(shape, item)
+    if not checkpointing:
+        return shape.layers * layer
+    # The inputs of all layers are kept, and all of one layer while it is computed again.
+    return shape.layers * item * shape.hidden + layer
+
+
+def _layer_bytes(shape: ModelShape, item: int) -> int:
     """Return what a layer keeps of a token for the way back.
 
     Counted for a pre-norm layer with a gated feed-forward part: the norms' float32 inputs, the
@@ -81,9 +192,4 @@ def _layer_bytes(model: PreTrainedModel) -> int:
     Qwen2.5-7B that is 209 kB, and 214 kB were measured (docs/performance.md); twice as much is
     counted for the narrow vectors, as other models have more norms in a layer.
     """
-    config: Any = model.config.get_text_config()
-    heads = config.num_attention_heads
-    attended = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    between = config.intermediate_size * (getattr(config, "num_experts_per_tok", None) or 1)
-    half = 24 * config.hidden_size + 8 * attended + 8 * between
-    return int(half * model.dtype.itemsize // 2)
+    return (24 * shape.hidden + 8 * shape.attended + 8 * shape.between) * item // 2
