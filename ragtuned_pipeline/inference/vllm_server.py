@@ -60,6 +60,8 @@ class VllmServer:
         log: gets all that the server writes; an older log is replaced.
         python: the interpreter that has vLLM; see `interpreter`.
         max_rank: of the adapters that it can be given at run time (vllm_adapters); 0 for none.
+        api_key: what requests must bring; "" where any process of this machine may ask.
+        inherited: descriptors that stay open as long as the server runs (GpuTurn.inherited).
 
     Attributes:
         up: the address (http://.../v1) once the server answers, or the TeacherStopped it ended by.
@@ -77,6 +79,8 @@ class VllmServer:
         log: Path,
         python: Path | None = None,
         max_rank: int = 0,
+        api_key: str = "",
+        inherited: tuple[int, ...] = (),
     ) -> None:
         self.up: Future[str] = Future()
         self.up.set_running_or_notify_cancel()  # one of several waiters cannot cancel it
@@ -108,7 +112,9 @@ class VllmServer:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                env=os.environ | _ENVIRONMENT,
+                # Arguments can be read by every user of the machine, the environment cannot.
+                env=os.environ | _ENVIRONMENT | ({"VLLM_API_KEY": api_key} if api_key else {}),
+                pass_fds=inherited,
             )
         threading.Thread(target=self._wait_until_up, args=(port,), daemon=True).start()
 
@@ -266,17 +272,25 @@ def interpreter() -> Path:
     return Path(named)
 
 
-def _lora_arguments(max_rank: int, at_once: int) -> list[str]:
-    """Raises SettingsError where vLLM knows no rank so high."""
-    known = [rank for rank in _LORA_RANKS if rank >= max_rank]
+def lora_rank(rank: int) -> int:
+    """Return the rank that a server is started for, so that it takes adapters of `rank`.
+
+    Raises:
+        SettingsError: vLLM knows no rank so high.
+    """
+    known = [each for each in _LORA_RANKS if each >= rank]
     if not known:
         raise SettingsError(
             f"setting tuning.rank: vLLM serves adapters of rank {_LORA_RANKS[-1]} at most, "
-            f"and one has {max_rank}"
+            f"and one has {rank}"
         )
+    return known[0]
+
+
+def _lora_arguments(max_rank: int, at_once: int) -> list[str]:
     return [
         "--enable-lora",
-        *("--max-lora-rank", str(known[0])),
+        *("--max-lora-rank", str(lora_rank(max_rank))),
         *("--max-loras", str(at_once)),
         *("--max-cpu-loras", str(max(at_once, _LORAS_KEPT))),
     ]

@@ -33,14 +33,23 @@ class Refused(Exception):
         self.retry_after = retry_after
 
 
+class NeedsRestart(Exception):
+    """The engine takes an adapter only when it is closed and started again; the message says why.
+
+    Once it has raised this, start() prepares for that adapter.
+    """
+
+
 class Engine(Protocol):
     """A base model with adapters, each under a name that says its content and is never used again
     for another one: a cache of the engine's that is kept by name is never stale.
 
     `body` is an OpenAI chat completion request, as the gateway has completed it: `messages`,
-    `max_tokens`, `temperature`, whatever else the client sent; `model` and `stream` are not the
-    engine's to read. Replies are OpenAI's chat.completion and chat.completion.chunk objects, whose
-    `model` the gateway puts in.
+    `max_tokens` (or `max_completion_tokens`), `temperature`, whatever else the client sent; `model`
+    and `stream` are not the engine's to read. Replies are OpenAI's chat.completion and
+    chat.completion.chunk objects, whose `model` the gateway puts in. A chat.completion has `usage`.
+    A stream's last chunk has it, with empty `choices`: the gateway counts tokens by it, and keeps
+    it from clients that did not ask (`stream_options.include_usage`).
     """
 
     async def start(self) -> None:
@@ -52,19 +61,24 @@ class Engine(Protocol):
         ...
 
     async def load(self, adapter: str, folder: Path) -> None:
-        """Let requests name the adapter in `folder`.
+        """Let requests name the adapter in `folder`; nothing where they can already.
 
         Raises:
             Refused: the engine does not take it; the message says why.
+            NeedsRestart: it would, started anew.
         """
         ...
 
     async def unload(self, adapter: str) -> None:
-        """Give the adapter's memory back. Nobody asks it any more."""
+        """Give the adapter's memory back. Nobody asks it any more.
+
+        Raises:
+            Refused: the engine does not.
+        """
         ...
 
     async def complete(self, adapter: str, body: Body) -> dict[str, Any]:
-        """Return a chat.completion.
+        """Return a chat.completion; cancelled, it stops the generation.
 
         Raises:
             Refused: there is none.
@@ -75,7 +89,7 @@ class Engine(Protocol):
         """Yield chat.completion.chunk objects; one that is closed early stops the generation.
 
         Raises:
-            Refused: there is none; only before the first chunk.
+            Refused: there is none, or it broke off.
         """
         ...
 

@@ -1,0 +1,219 @@
+"""The engine of a GPU: a vLLM server of this process's own, with adapters that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragtuned_pipeline.inference.base_models import identity
+from ragtuned_pipeline.inference.vllm_adapters import (
+    AdapterNotTaken,
+    load_adapter,
+    server_words,
+    unload_adapter,
+)
+from ragtuned_pipeline.inference.vllm_server import VllmServer, lora_rank
+from ragtuned_pipeline.serving.interface import Body, NeedsRestart, Refused
+from ragtuned_pipeline.settings import SettingsError, VllmSettings
+
+if TYPE_CHECKING:
+    import httpx2
+
+# vLLM's server closes idle connections after 5 s; a request sent just then is lost.
+_KEEPALIVE_SECONDS = 4.0
+_CONNECT_SECONDS = 10.0
+_LOAD_SECONDS = 300.0  # an adapter may be gigabytes, on a disk across a network
+_RETRY_AFTER = 5.0
+_TOO_LONG = "maximum context length"
+_DATA = "data: "
+
+
+class VllmEngine:
+    """Engine over a VllmServer, which only this process can ask: it has a random key.
+
+    Args:
+        base_model: the setting tuning.base_model.
+        settings: of the servers that this package starts.
+        log: gets all that the server writes; the one before is kept as <name>.previous.log.
+        max_rank: of the adapters that are served first; a higher one needs a restart.
+        default_tokens: serving.max_tokens; where that is more than a prompt leaves of the context,
+            an answer may have what is left.
+        python: the interpreter that has vLLM.
+        inherited: gives descriptors that the server keeps open (GpuTurn.inherited).
+    """
+
+    def __init__(
+        self,
+        base_model: str,
+        settings: VllmSettings,
+        log: Path,
+        max_rank: int,
+        default_tokens: int,
+        python: Path | None = None,
+        inherited: Callable[[], tuple[int, ...]] = tuple,
+    ) -> None:
+        self._base_model = base_model
+        self._settings = settings
+        self._log = log
+        self._rank = lora_rank(max_rank)
+        self._default_tokens = default_tokens
+        self._python = python
+        self._inherited = inherited
+        self._server: VllmServer | None = None
+        self._client: httpx2.AsyncClient | None = None
+        self._address = ""
+
+    async def start(self) -> None:
+        import httpx2
+
+        key = secrets.token_urlsafe(32)
+        if self._log.is_file():
+            self._log.replace(self._log.with_suffix(".previous.log"))
+        self._server = await asyncio.to_thread(self._new_server, key)
+        self._address = await asyncio.wrap_future(self._server.up)
+        self._client = httpx2.AsyncClient(
+            headers={"Authorization": f"Bearer {key}"},
+            trust_env=False,  # a proxy of the environment's is not for this machine's own addresses
+            timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),
+            limits=httpx2.Limits(
+                max_connections=None,  # the gateway bounds what is asked at once
+                max_keepalive_connections=None,
+                keepalive_expiry=_KEEPALIVE_SECONDS,
+            ),
+        )
+
+    async def load(self, adapter: str, folder: Path) -> None:
+        import httpx2
+
+        try:
+            rank = lora_rank(_rank_of(folder))
+            if rank > self._rank:
+                self._rank = rank
+                raise NeedsRestart(f"adapter {folder.name} has a higher rank than vLLM expects")
+            async with asyncio.timeout(_LOAD_SECONDS):
+                await load_adapter(self._up(), self._address, adapter, folder)
+        except (AdapterNotTaken, SettingsError, OSError) as error:
+            raise Refused(500, str(error)) from None
+        except TimeoutError:
+            raise Refused(500, f"vLLM has not loaded {folder} in {_LOAD_SECONDS:g} s") from None
+        except httpx2.HTTPError as error:
+            raise self._lost(error) from None
+
+    async def unload(self, adapter: str) -> None:
+        import httpx2
+
+        try:
+            await unload_adapter(self._up(), self._address, adapter)
+        except AdapterNotTaken as error:
+            raise Refused(500, str(error)) from None
+        except httpx2.HTTPError as error:
+            raise self._lost(error) from None
+
+    async def complete(self, adapter: str, body: Body) -> dict[str, Any]:
+        import httpx2
+
+        try:
+            reply = await self._post(adapter, body, stream=False)
+        except httpx2.HTTPError as error:
+            raise self._lost(error) from None
+        given: dict[str, Any] = reply.json()
+        return given
+
+    async def stream(self, adapter: str, body: Body) -> AsyncIterator[dict[str, Any]]:
+        import httpx2
+
+        try:
+            reply = await self._post(adapter, body, stream=True)
+            try:
+                async for line in reply.aiter_lines():
+                    if not line.startswith(_DATA) or line == f"{_DATA}[DONE]":
+                        continue
+                    chunk: dict[str, Any] = json.loads(line[len(_DATA) :])
+                    if "error" in chunk:
+                        raise Refused(502, f"vLLM: {chunk['error'].get('message')}")
+                    yield chunk
+            finally:
+                await reply.aclose()
+        except httpx2.HTTPError as error:
+            raise self._lost(error) from None
+
+    def why_ended(self) -> str | None:
+        return "vLLM is not started" if self._server is None else self._server.why_ended()
+
+    async def metrics(self) -> str:
+        import httpx2
+
+        try:
+            reply = await self._up().get(f"{self._address.removesuffix('/v1')}/metrics")
+        except httpx2.HTTPError as error:
+            raise self._lost(error) from None
+        return reply.text
+
+    async def close(self) -> None:
+        client, server, self._client, self._server = self._client, self._server, None, None
+        if client is not None:
+            await client.aclose()
+        if server is not None:
+            await asyncio.to_thread(server.stop)
+
+    def _new_server(self, key: str) -> VllmServer:
+        return VllmServer(
+            self._base_model,
+            identity(self._base_model),
+            self._settings,
+            self._log,
+            self._python,
+            max_rank=self._rank,
+            api_key=key,
+            inherited=self._inherited(),
+        )
+
+    def _up(self) -> httpx2.AsyncClient:
+        if self._client is None:
+            raise Refused(503, "vLLM is not started", retry_after=_RETRY_AFTER)
+        return self._client
+
+    async def _post(self, adapter: str, body: Body, stream: bool) -> httpx2.Response:
+        """Return vLLM's reply; the body of a streamed one is not read yet.
+
+        Raises:
+            Refused: it is an error; in vLLM's words.
+        """
+        asked = {**body, "model": adapter, "stream": stream}
+        reply = await self._send(asked, stream)
+        if reply.status_code == 400 and asked.get("max_tokens") == self._default_tokens:
+            await reply.aread()
+            if _TOO_LONG in server_words(reply):  # without a number, vLLM takes what is left
+                reply = await self._send({**asked, "max_tokens": None}, stream)
+        if reply.status_code == 200:
+            return reply
+        await reply.aread()
+        if (ended := self.why_ended()) is not None:
+            raise Refused(503, ended, retry_after=_RETRY_AFTER)
+        raise Refused(reply.status_code, server_words(reply), _parameter(reply))
+
+    async def _send(self, body: dict[str, Any], stream: bool) -> httpx2.Response:
+        client = self._up()
+        url = f"{self._address}/chat/completions"
+        return await client.send(client.build_request("POST", url, json=body), stream=stream)
+
+    def _lost(self, error: httpx2.HTTPError) -> Refused:
+        reason = self.why_ended() or f"vLLM cannot be reached ({type(error).__name__})"
+        return Refused(503, reason, retry_after=_RETRY_AFTER)
+
+
+def _rank_of(folder: Path) -> int:
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return int(config["r"])
+
+
+def _parameter(reply: httpx2.Response) -> str | None:
+    try:
+        named = reply.json()["error"]["param"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return named if isinstance(named, str) else None
