@@ -7,16 +7,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ragtuned_pipeline.inference.calls import TeacherStopped
+from ragtuned_pipeline.inference.gpu_turn import GpuTurn
 from ragtuned_pipeline.serving.interface import Engine, NeedsRestart, Refused
+from ragtuned_pipeline.serving.metrics import Metrics
+from ragtuned_pipeline.serving.promoted import PromotedAdapters, Wanted
 from ragtuned_pipeline.serving.router import Router
-
-if TYPE_CHECKING:
-    from ragtuned_pipeline.inference.gpu_turn import GpuTurn
-    from ragtuned_pipeline.serving.metrics import Metrics
-    from ragtuned_pipeline.serving.promoted import PromotedAdapters, Wanted
 
 _LOOK_EVERY = 0.5  # seconds between two looks at the promotions, the engine and the GPU
 # A run's steps use the GPU one after the other: it is free for good when nobody has asked for it
