@@ -96,7 +96,8 @@ def plan(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what DIR would cost: calls, tokens, money and time. Nothing is asked or written."""
+    """Show what DIR would cost: the teacher's calls, tokens, money and time; and what tuning would
+    be: tokens, steps, memory, minutes, bits. Nothing is asked or written."""
     from dataclasses import asdict
 
     from ragtuned_pipeline.corpus.readers import CorpusError
@@ -114,6 +115,8 @@ def plan(
         print(json.dumps(asdict(planned), ensure_ascii=False))
     else:
         show_plan(planned, settings)
+    if planned.refusal:
+        _fail(planned.refusal)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from ragtuned_pipeline.settings import EMBEDDED_MODEL, SettingsError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "tuning" / "embedded" / "model"
 
@@ -73,6 +73,18 @@ def load_fast_tokenizer(base_model: str) -> Tokenizer:
         return Tokenizer.from_file(str(file))
     tokenizer: Tokenizer = load_tokenizer(base_model).backend_tokenizer
     return tokenizer
+
+
+def load_config(base_model: str) -> PretrainedConfig:
+    """Return the base model's config; its weights need not be there.
+
+    Raises:
+        SettingsError: it cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    config: PretrainedConfig = _load(base_model, AutoConfig.from_pretrained)
+    return config
 
 
 def load_model(base_model: str, dtype: str) -> PreTrainedModel:

@@ -16,11 +16,13 @@ from ragtuned_pipeline.evaluation.questions.queries import QUESTION_SETS
 from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET
 from ragtuned_pipeline.orchestration.promotion_history import COMMAND_LINE
 from ragtuned_pipeline.orchestration.runs import StepEvent
+from ragtuned_pipeline.tuning.plan_words import plan_lines
 
 if TYPE_CHECKING:
     from ragtuned_pipeline.inference.completions import Usage
     from ragtuned_pipeline.orchestration.planning import FolderPlan
     from ragtuned_pipeline.settings import Settings
+    from ragtuned_pipeline.tuning.training_plan import TrainingPlan
 
 _DECISIONS_SHOWN = 5
 
@@ -139,20 +141,27 @@ def plan_table(steps: Mapping[str, Usage], settings: Settings) -> Table:
 
 def show_plan(planned: FolderPlan, settings: Settings) -> None:
     """Print the plan for a folder, and whether it is within the budget."""
-    from ragtuned_pipeline.inference.completions import Usage
-
     console = Console()
     console.print(
         f"{planned.documents:,} documents, {planned.text_units:,} text units, "
-        f"{planned.unreadable:,} unreadable; tuning takes about "
-        f"{settings.tuning.time_budget_minutes:g} minutes (tuning.time_budget_minutes)",
+        f"{planned.unreadable:,} unreadable",
         highlight=False,
     )
-    if not planned.steps:
+    if planned.steps:
+        _show_teaching(planned, settings, console)
+    else:
         console.print(
             "No teacher is asked (teacher.engine is none): nothing is spent.", highlight=False
         )
-        return
+    if planned.training is not None:
+        console.print(training_table(planned.training, planned.rows_from))
+        for warning in planned.training.warnings:
+            console.print(f"warning: {warning}", highlight=False)
+
+
+def _show_teaching(planned: FolderPlan, settings: Settings, console: Console) -> None:
+    from ragtuned_pipeline.inference.completions import Usage
+
     console.print(plan_table(planned.steps, settings))
     total, limits = sum(planned.steps.values(), Usage()), settings.budget
     tokens = total.prompt_tokens + total.completion_tokens
@@ -167,6 +176,17 @@ def show_plan(planned: FolderPlan, settings: Settings) -> None:
                 "with a higher one",
                 highlight=False,
             )
+
+
+def training_table(plan: TrainingPlan, rows_from: str) -> Table:
+    """A training's plan as a terminal table of two columns."""
+    shown = _plain_table(f"what tuning would be (rows of {rows_from})")
+    shown.show_header = False
+    shown.add_column("what", no_wrap=True)
+    shown.add_column("how much")
+    for what, how_much in plan_lines(plan):
+        shown.add_row(what, how_much)
+    return shown
 
 
 def score_table(scorecard: Mapping[str, Any]) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ragtuned_pipeline.orchestration.teaching import (
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ragtuned_pipeline.inference.completions import CompletionStore, Usage
     from ragtuned_pipeline.settings import Settings
     from ragtuned_pipeline.tables import Failure
+    from ragtuned_pipeline.tuning.training_plan import TrainingPlan
 
 
 def plan_teaching(
@@ -139,12 +140,22 @@ def ask_everything(
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """A plan for a folder: how large it is, and what the teacher would be asked, by step."""
+    """A plan for a folder: how large it is, what the teacher would be asked, by step, and what
+    tuning would be.
+
+    Attributes:
+        rows_from: what made the rows that `training` plans, for people.
+        training: None where nothing can be trained; `refusal` then says why.
+        refusal: why the training would not start, "" where it would.
+    """
 
     documents: int
     text_units: int
     unreadable: int
     steps: dict[str, Usage]
+    rows_from: str
+    training: TrainingPlan | None
+    refusal: str
 
 
 def plan_folder(folder: Path, settings: Settings, completions: Path) -> FolderPlan:
@@ -167,7 +178,55 @@ def plan_folder(folder: Path, settings: Settings, completions: Path) -> FolderPl
         paid = CompletionStore(completions) if completions.is_file() else nullcontext()
         with paid as store:
             steps = plan_teaching(documents, units, settings, store)
-    return FolderPlan(documents.num_rows, units.num_rows, len(failures), steps)
+    rows_from = "offline synthesis"
+    if settings.teacher.engine != "none":
+        rows_from += ", as the teacher's are not known yet"
+    training, refusal = plan_tuning(documents, units, settings)
+    return FolderPlan(
+        documents.num_rows, units.num_rows, len(failures), steps, rows_from, training, refusal
+    )
+
+
+def plan_tuning(
+    documents: pa.Table, base_text_units: pa.Table, settings: Settings
+) -> tuple[TrainingPlan | None, str]:
+    """Return the plan of tuning on the rows that the offline steps make, and why it would not start
+    ("" where it would).
+
+    Raises:
+        SettingsError: there is no such base model.
+    """
+    from ragtuned_pipeline.graph.communities import cluster
+    from ragtuned_pipeline.graph.extraction_offline import extract
+    from ragtuned_pipeline.graph.reports import extractive_reports
+    from ragtuned_pipeline.synthesis.rows import TOO_LONG, NothingToTrain, select_training_rows
+    from ragtuned_pipeline.synthesis.synthesise import synthesise
+    from ragtuned_pipeline.tuning.base_models import load_tokenizer, row_counter
+    from ragtuned_pipeline.tuning.machine import this_machine
+    from ragtuned_pipeline.tuning.training_plan import base_shape, lost_rows, plan_rows
+
+    tuning = settings.tuning
+    graph = extract(documents, base_text_units, settings.graph)
+    communities = cluster(graph.entities, graph.relationships, settings.graph)
+    elements = graph.entities, graph.relationships
+    reports = extractive_reports(communities, *elements, graph.text_units, settings.graph)
+    made = synthesise(
+        documents, graph.text_units, *elements, communities, reports, settings.synthesis
+    )
+    tokenizer = load_tokenizer(tuning.base_model)
+    try:
+        # Rows of replay come from the base model, which is not asked here.
+        chosen = select_training_rows(made.qa_pairs, row_counter(tokenizer), tuning)
+    except NothingToTrain as error:
+        return None, str(error)
+    plan = plan_rows(
+        chosen.training_rows, tokenizer, base_shape(tuning.base_model), tuning, this_machine(tuning)
+    )
+    lost = chosen.left_out.get(TOO_LONG, 0)
+    warning = lost_rows(lost, lost + chosen.training_rows.num_rows, chosen.longest, tuning)
+    if warning:
+        plan = replace(plan, overlong=lost, warnings=(warning, *plan.warnings))
+    return plan, plan.refusal
 
 
 def read_and_cut(folder: Path, settings: Settings) -> tuple[pa.Table, pa.Table, Sequence[Failure]]:

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TRAINING_CODE = tuple(
-    f"tuning/{name}.py" for name in ("sft", "epochs", "base_models", "packed_attention", "memory")
+    f"tuning/{name}.py"
+    for name in ("sft", "row_order", "base_models", "packed_attention", "memory")
 )
 
 # Settings of tuning that choose the rows, or do not reach the weights.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,12 @@ _KIND_SHARES: Mapping[str, float] = {
 }
 
 
+TOO_LONG = "rows longer than tuning.max_tokens"  # among TrainingSelection.left_out
+
+_NO_PAIR = (
+    "no question-answer pair could be made from this corpus: it needs sentences that state "
+    "something about people, places, dates or things"
+)
 _COUNTED_AT_ONCE = 512  # rows or facts
 _FRAME_SLACK = 8  # tokens that a template may gain where a text follows it
 
@@ -53,12 +60,14 @@ class TrainingSelection:
         training_rows: the table, in the order of a seeded shuffle.
         tokens: seen in all epochs together, prompts included; within `token_budget`.
         left_out: reason -> count; the reason says of what.
+        longest: tokens of the longest row that tuning.max_tokens left out, 0 for none.
     """
 
     training_rows: pa.Table
     tokens: int
     token_budget: int
     left_out: dict[str, int]
+    longest: int = 0
 
 
 def select_training_rows(
@@ -88,16 +97,16 @@ def select_training_rows(
     told = system_message(settings.base_model)
     lengths = _Lengths(pairs, told, count_tokens)
     fits = lengths.within(settings.max_tokens)
-    left_out = {"rows longer than tuning.max_tokens": int((~fits).sum())}
+    left_out = {TOO_LONG: int((~fits).sum())}
+    longest = int(lengths[np.flatnonzero(~fits)].max(initial=0))
     pairs, lengths = pairs.filter(pa.array(fits)), lengths.of_rows(fits)
     if not pairs.num_rows:
         raise NothingToTrain(
-            "no question-answer pair could be made from this corpus: it needs sentences that state "
-            "something about people, places, dates or things"
+            _NO_PAIR
             if not len(fits)
             else f"all {len(fits)} training rows are longer than the setting "
-            f"tuning.max_tokens = {settings.max_tokens}; raise it, or lower "
-            "synthesis.max_answer_characters"
+            f"tuning.max_tokens = {settings.max_tokens}; raise it ({longest} holds them all), or "
+            "lower synthesis.max_answer_characters"
         )
     budget = int(settings.time_budget_minutes * 60 * settings.assumed_tokens_per_second)
     passage = np.array(pc.equal(pairs["generator"], PASSAGE_GENERATOR))
@@ -121,17 +130,47 @@ def select_training_rows(
         "wordings left out by the time budget": facts.wordings_left_out,
     }
     chosen = np.concatenate([shown, facts.rows, replay])
+    if not len(first) + len(candidates):
+        raise NothingToTrain(_NO_PAIR)
     if not len(chosen):
         raise NothingToTrain(
             f"the setting tuning.time_budget_minutes = {settings.time_budget_minutes:g} holds "
-            f"{budget:,} tokens for {epochs} epochs, too few for any fact; raise it"
+            f"{budget:,} tokens for {epochs} epochs, too few for any fact; "
+            f"{_least_minutes(pairs, lengths, first, candidates, settings, replay_share):g} "
+            "would hold one"
         )
     order = np.random.default_rng(settings.seed).permutation(len(chosen))
     places = np.sort(chosen)[order]
     seen = np.where(passage[places], passage_epochs, epochs)
     rows = _rows(pairs, lengths[places], places, seen, told)
     spent = int((lengths[places] * seen).sum())
-    return TrainingSelection(rows, spent, budget, {k: v for k, v in left_out.items() if v})
+    left_out = {reason: count for reason, count in left_out.items() if count}
+    return TrainingSelection(rows, spent, budget, left_out, longest)
+
+
+def _least_minutes(
+    pairs: pa.Table,
+    lengths: _Lengths,
+    passages: np.ndarray,
+    candidates: np.ndarray,
+    settings: TuningSettings,
+    replay_share: float,
+) -> float:
+    """Return the time budget that holds a fact or a passage: the first of a kind, as it is these
+    that are offered first (see _in_fair_turns)."""
+    needs = []
+    if len(passages):
+        passage_epochs = min(settings.passage_epochs, settings.epochs)
+        needs.append(int(lengths[passages[:1]][0]) * passage_epochs / _PASSAGE_SHARE)
+    rows = candidates[turn_in_fact(pairs)[candidates] < settings.min_wordings]
+    if len(rows):
+        fact, kinds = _codes(pairs["fact_id"])[rows], pairs["kind"].take(pa.array(rows))
+        firsts = {kind: fact[at] for at, kind in reversed(list(enumerate(kinds.to_pylist())))}
+        costs = {kind: int(lengths[rows[fact == place]].sum()) for kind, place in firsts.items()}
+        foremost = min(costs, key=lambda kind: costs[kind] / _KIND_SHARES[kind])
+        needs.append(costs[foremost] * settings.epochs / (1 - replay_share))
+    minutes = (min(needs) + 1) / settings.assumed_tokens_per_second / 60
+    return math.ceil(minutes * 1e4) / 1e4
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 # Bytes a trained number takes: weight, gradient and AdamW's two moments in float32, and the copy
 # that autocast computes with.
 _TRAINED_BYTES = 18
-# A number in nf4 with bitsandbytes' own block size: half a byte, and a float32 for every 64.
-_NF4_BYTES = 0.5 + 4 / 64
+# A number in nf4: 4 bits, the 8-bit scale of each 64, and the float32 scale of each 256 of those.
+_NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 # Kept free: the tile of the head's scores, cuBLAS' workspaces, the CUDA context.
 _RESERVE_BYTES = 2 << 30
 _USABLE = 0.95  # of what is free: the allocator's blocks do not fit each other exactly
@@ -53,15 +53,9 @@ class ModelShape:
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelShape:
         """Return the shape of a model, which may be on PyTorch's meta device, without numbers."""
-        import torch
-
         config: Any = model.config.get_text_config()
-        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        linear = [
-            each
-            for each in model.modules()
-            if isinstance(each, torch.nn.Linear) and each is not head
-        ]
+        head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        linear = linear_layers(model)
         heads = config.num_attention_heads
         return cls(
             parameters=sum(p.numel() for p in model.parameters()),
@@ -95,7 +89,12 @@ class MemoryNeed:
         return self.weights + self.adapter + self.activations + self.reserve
 
     def fits(self, free_bytes: int) -> bool:
-        return self.total <= _USABLE * free_bytes
+        return self.total <= usable(free_bytes)
+
+
+def usable(free_bytes: int) -> float:
+    """Return how much of a device's free memory a training can use."""
+    return _USABLE * free_bytes
 
 
 def memory_need(
@@ -120,19 +119,26 @@ def memory_need(
 
 
 def largest_pass(
-    model: PreTrainedModel, settings: TuningSettings, free_bytes: int, most: int
+    model: PreTrainedModel,
+    settings: TuningSettings,
+    free_bytes: int,
+    most: int,
+    processes: int = 1,
 ) -> Pass:
     """Return the pass with the most packed sequences, of `most` at most, that the memory holds.
 
     Args:
         free_bytes: of the GPU's memory; the model's weights that lie elsewhere go there too.
+        processes: that share an optimizer step; with tuning.parallel = "fsdp" the base too.
 
     Raises:
         SettingsError: the weights alone do not fit.
     """
-    weights = sum(p.numel() * p.element_size() for p in model.parameters() if not p.is_cuda)
+    weights = _bytes_to_come(model, settings)
+    if settings.parallel == "fsdp":
+        weights //= processes
     fixed = weights + _TRAINED_BYTES * lora_parameters(model, settings.rank) + _RESERVE_BYTES
-    room = _USABLE * free_bytes - fixed
+    room = usable(free_bytes) - fixed
     if room <= 0:
         raise SettingsError(
             f"setting tuning.base_model: {settings.base_model} and its adapter need "
@@ -159,10 +165,11 @@ def largest_pass_in(
 
     Args:
         room: bytes beside weights and adapter; where it holds not one row, one is tried.
+        most: of one process; the rows of a pass divide it.
         item_bytes: of a number that is computed with; by tuning.dtype unless given.
     """
     item = item_bytes or _ITEM_BYTES[settings.dtype]
-    fits = [rows for rows in range(1, most + 1) if settings.batch_size % rows == 0]
+    fits = [rows for rows in range(1, most + 1) if most % rows == 0]
     for checkpointing in (settings.gradient_checkpointing, True):
         held = _row_bytes(shape, item, checkpointing) * tokens
         if held <= room:
@@ -173,6 +180,24 @@ def largest_pass_in(
 def lora_parameters(model: PreTrainedModel, rank: int) -> int:
     """Return how many numbers LoRA of `rank` on every linear layer but the head trains."""
     return rank * ModelShape.of(model).lora
+
+
+def linear_layers(model: PreTrainedModel) -> list[Any]:
+    """Return every linear layer but the head, in 4 bits or not."""
+    import torch
+
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+
+
+def _bytes_to_come(model: PreTrainedModel, settings: TuningSettings) -> int:
+    """Return the bytes of the weights that are not on the GPU yet, as they will lie there."""
+    there = sum(p.numel() * p.element_size() for p in model.parameters() if not p.is_cuda)
+    if settings.quantization == "none":
+        return there
+    whole = [m.weight for m in linear_layers(model) if m.weight.is_floating_point()]
+    saved = sum(w.numel() * (w.element_size() - _NF4_BYTES) for w in whole if not w.is_cuda)
+    return int(there - saved)
 
 
 def _row_bytes(shape: ModelShape, item: int, checkpointing: bool) -> int:

@@ -33,9 +33,9 @@ from ragtuned_pipeline.tuning.base_models import (
     load_tokenizer,
     refuse_missing_gpu,
 )
-from ragtuned_pipeline.tuning.epochs import epoch_orders
 from ragtuned_pipeline.tuning.memory import Pass, largest_pass
 from ragtuned_pipeline.tuning.packed_attention import can_pack_attention, use_packed_attention
+from ragtuned_pipeline.tuning.row_order import epoch_orders
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -1,0 +1,432 @@
+"""What a training will be before it starts: tokens, steps, memory, minutes, and whether the adapter
+can hold what it is to learn. Only the base model's config is read, never its weights."""
+
+from __future__ import annotations
+
+import lzma
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ragtuned_pipeline.inference.base_models import load_config
+from ragtuned_pipeline.settings import TuningSettings
+from ragtuned_pipeline.synthesis.facts import REPLAY
+from ragtuned_pipeline.tuning.base_models import ChatRow, encode_rows
+from ragtuned_pipeline.tuning.machine import Machine
+from ragtuned_pipeline.tuning.memory import (
+    MemoryNeed,
+    ModelShape,
+    Pass,
+    largest_pass_in,
+    memory_need,
+    usable,
+)
+from ragtuned_pipeline.tuning.row_order import epoch_orders, packed_sequences
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Bits of knowledge that a number holds: "Physics of Language Models: Part 3.3" (arXiv 2404.05405),
+# for whole models that saw every fact about 1,000 times, and half of it after 100 times. No such
+# law is known for LoRA, so that this is an upper guess.
+BITS_PER_PARAMETER = 2.0
+# Useful operations a second, as a share of the peak that Machine names. On a GPU, of the data
+# sheet's: 13,379 tokens/s of 28.9 GFLOP on an H200, and 10,074 with gradient checkpointing
+# (docs/performance.md). On a CPU, of the measured float32 product: see docs/tuning.md.
+_GPU_SHARE, _GPU_SHARE_CHECKPOINTING, _CPU_SHARE = 0.39, 0.29, 0.45
+_SAVED_BYTES = 4  # PEFT trains and saves LoRA's numbers in float32 beside a bfloat16 base too
+_STEP_TOKENS = 64  # settings of tuning.max_tokens that are proposed are multiples of it
+_LEAST_TOKENS = 256  # that are proposed
+_MOST_DEVICES = 16  # likewise
+_ENCODED_AT_ONCE = 1024  # rows
+_RANK_STEP = 8
+
+
+@dataclass(frozen=True)
+class RowLengths:
+    """The sizes of rows in tokens, and in how many epochs each is seen; int64 of shape (n,)."""
+
+    tokens: np.ndarray
+    prompt_tokens: np.ndarray
+    epochs: np.ndarray
+
+    @classmethod
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow], epochs: Sequence[int]
+    ) -> RowLengths:
+        """Count `rows` as the trainer does.
+
+        Raises:
+            SettingsError: as encode_rows.
+        """
+        sizes: list[tuple[int, int]] = []
+        for start in range(0, len(rows), _ENCODED_AT_ONCE):
+            encoded = encode_rows(tokenizer, rows[start : start + _ENCODED_AT_ONCE])
+            sizes += [(len(row.input_ids), row.prompt_tokens) for row in encoded]
+        counted = np.array(sizes, dtype=np.int64).reshape(-1, 2)
+        return cls(counted[:, 0], counted[:, 1], np.asarray(epochs, dtype=np.int64))
+
+    def within(self, most: int) -> RowLengths:
+        kept = self.tokens <= most
+        return RowLengths(self.tokens[kept], self.prompt_tokens[kept], self.epochs[kept])
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a training will be.
+
+    Attributes:
+        tokens: seen in all epochs, prompts included and padding not; `answer_tokens` of them are
+            learned from.
+        overlong: rows longer than tuning.max_tokens, left out.
+        sequences: rows, or with packing sequences of rows, of all epochs.
+        steps: of the optimizer; fewer with tuning.early_stopping.
+        rows_at_once: rows or packed sequences in one pass on one device.
+        adapter_bytes: on disk.
+        memory: of one device; `free_bytes` is what it has, None where that is not known.
+        minutes_assumed: at tuning.assumed_tokens_per_second.
+        minutes_estimated: from operations a token and the machine's peak, None where the peak is
+            not known; `estimated_from` says how.
+        capacity_bits: an upper guess of what the adapter can hold (BITS_PER_PARAMETER).
+        bits_to_learn: the distinct answers, compressed: see `bits_in`.
+        warnings: sentences about what is likely not meant.
+        refusal: why it cannot be trained so and the nearest setting that can; "" where it can.
+    """
+
+    base_model: str
+    rows: int
+    overlong: int
+    tokens: int
+    answer_tokens: int
+    sequences: int
+    steps: int
+    trainable_parameters: int
+    adapter_bytes: int
+    machine: str
+    devices: int
+    rows_at_once: int
+    gradient_checkpointing: bool
+    memory: MemoryNeed
+    free_bytes: int | None
+    minutes_assumed: float
+    minutes_estimated: float | None
+    estimated_from: str
+    capacity_bits: int
+    bits_to_learn: int
+    warnings: tuple[str, ...]
+    refusal: str
+
+
+def plan_training(
+    rows: RowLengths,
+    answers: Iterable[str],
+    shape: ModelShape,
+    settings: TuningSettings,
+    machine: Machine,
+) -> TrainingPlan:
+    """Plan the training of `rows`; see TrainingPlan.
+
+    Args:
+        rows: in the order of the file that the trainer reads: packing depends on it.
+        answers: what is to be learned; equal ones count once.
+    """
+    fitting = rows.within(settings.max_tokens)
+    seen = np.minimum(fitting.epochs, settings.epochs)
+    orders = epoch_orders(fitting.tokens, seen, settings)
+    sequences = (
+        sum(packed_sequences(fitting.tokens[order], settings.max_tokens) for order in orders)
+        if settings.packing
+        else sum(map(len, orders))
+    )
+    held = int(settings.max_tokens if settings.packing else fitting.tokens.max(initial=0))
+    one_pass = _pass(shape, settings, machine, held)
+    memory = memory_need(shape, settings, one_pass, held, machine.devices)
+    tokens = int((fitting.tokens * seen).sum())
+    answered = int(((fitting.tokens - fitting.prompt_tokens) * seen).sum())
+    work = tokens * work_per_token(fitting, seen, shape, settings.rank) if tokens else 0.0
+    parameters = settings.rank * shape.lora
+    capacity, to_learn = int(BITS_PER_PARAMETER * parameters), bits_in(answers)
+    return TrainingPlan(
+        base_model=settings.base_model,
+        rows=len(fitting.tokens),
+        overlong=len(rows.tokens) - len(fitting.tokens),
+        tokens=tokens,
+        answer_tokens=answered,
+        sequences=sequences,
+        steps=optimizer_steps(sequences, settings.batch_size, one_pass.rows, machine.devices),
+        trainable_parameters=parameters,
+        adapter_bytes=_SAVED_BYTES * parameters,
+        machine=machine.name,
+        devices=machine.devices,
+        rows_at_once=one_pass.rows,
+        gradient_checkpointing=one_pass.checkpointing,
+        memory=memory,
+        free_bytes=machine.free_bytes,
+        minutes_assumed=tokens / settings.assumed_tokens_per_second / 60,
+        minutes_estimated=_minutes(work, one_pass, machine),
+        estimated_from=_estimated_from(one_pass, machine),
+        capacity_bits=capacity,
+        bits_to_learn=to_learn,
+        warnings=tuple(
+            filter(
+                None, (overlong_warning(rows, settings), _rank_warning(shape, settings, to_learn))
+            )
+        ),
+        refusal=devices_refusal(settings, machine.devices)
+        or memory_refusal(shape, settings, machine, held, rows),
+    )
+
+
+def plan_rows(
+    training_rows: pa.Table,
+    tokenizer: PreTrainedTokenizerBase,
+    shape: ModelShape,
+    settings: TuningSettings,
+    machine: Machine,
+) -> TrainingPlan:
+    """Plan the training of a table training_rows, in the order in which a training reads it.
+
+    Rows of replay are what the base model says already: there is nothing to learn in them.
+
+    Raises:
+        SettingsError: as encode_rows.
+    """
+    order = [(name, "ascending") for name in ("system", "prompt", "completion", "epochs")]
+    told = training_rows.sort_by(order)
+    columns = (told[name].to_pylist() for name in ("system", "prompt", "completion"))
+    rows: list[ChatRow] = list(zip(*columns, strict=True))
+    lengths = RowLengths.of(tokenizer, rows, told["epochs"].to_pylist())
+    new = told.filter(pc.not_equal(told["kind"], REPLAY))
+    return plan_training(lengths, new["completion"].to_pylist(), shape, settings, machine)
+
+
+def base_shape(base_model: str) -> ModelShape:
+    """Return the shape of a base model from its config alone, without its weights.
+
+    Raises:
+        SettingsError: there is no such model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(load_config(base_model))  # type: ignore[no-untyped-call]
+    return ModelShape.of(model)
+
+
+def optimizer_steps(sequences: int, batch_size: int, rows_at_once: int, devices: int) -> int:
+    """Return the steps that the trainer makes of so many rows or packed sequences.
+
+    Devices take turns at passes of `rows_at_once`; a step is as many passes of each device as
+    make `batch_size` together, the last step of what is left.
+    """
+    passes = math.ceil(math.ceil(sequences / rows_at_once) / devices)
+    return math.ceil(passes / max(1, batch_size // (rows_at_once * devices)))
+
+
+def work_per_token(rows: RowLengths, seen: np.ndarray, shape: ModelShape, rank: int) -> float:
+    """Return the useful operations a token of the rows takes (docs/performance.md).
+
+    4 a number of the frozen linear layers (2 forward, 2 back through them), of the head at answered
+    tokens only, 6 a number of LoRA's, and for attention 12 x width x mean context a layer.
+    """
+    tokens = (rows.tokens * seen).sum()
+    answered = ((rows.tokens - rows.prompt_tokens) * seen).sum() / tokens
+    context = (rows.tokens * (rows.tokens + 1) / 2 * seen).sum() / tokens
+    return float(
+        4 * (shape.linear + answered * shape.head)
+        + 6 * rank * shape.lora
+        + 12 * shape.layers * shape.attended * context
+    )
+
+
+def bits_in(answers: Iterable[str]) -> int:
+    """Return the size of the distinct answers as LZMA compresses them, in bits.
+
+    A cheap estimate of the information in them. It knows nothing of the language, where the base
+    model knows much: docs/tuning.md says how far it is off.
+    """
+    text = "\n".join(dict.fromkeys(answers)).encode()
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
+    return 8 * len(lzma.compress(text, lzma.FORMAT_RAW, filters=filters)) if text else 0
+
+
+def devices_refusal(settings: TuningSettings, devices: int) -> str:
+    """Return why a step cannot be shared among the devices, "" where it can."""
+    if settings.batch_size % devices == 0:
+        return ""
+    nearest = devices * max(1, round(settings.batch_size / devices))
+    return (
+        f"setting tuning.batch_size: {settings.batch_size} rows cannot be shared evenly by "
+        f"{devices} devices; the nearest number that can is {nearest}"
+    )
+
+
+def memory_refusal(
+    shape: ModelShape,
+    settings: TuningSettings,
+    machine: Machine,
+    tokens: int,
+    rows: RowLengths | None = None,
+) -> str:
+    """Return why the devices' memory does not hold the training, and the nearest setting for which
+    it does; "" where it does, or where the memory is not known.
+
+    Args:
+        tokens: of the longest row, or of a packed sequence.
+        rows: to tell how many a smaller tuning.max_tokens loses.
+    """
+    free = machine.free_bytes
+    if free is None:
+        return ""
+    need = _least(shape, settings, tokens, machine.devices)
+    if need.fits(free):
+        return ""
+    kind = "GPU" if machine.gpu else "main"
+    return (
+        f"setting tuning.base_model: tuning {settings.base_model} needs at least "
+        f"{_gib(need.total)} GiB of {kind} memory, one row at a time and with gradient "
+        f"checkpointing, and {_gib(free)} are free; "
+        + _nearest_that_fits(shape, settings, machine, tokens, rows)
+    )
+
+
+def _nearest_that_fits(
+    shape: ModelShape,
+    settings: TuningSettings,
+    machine: Machine,
+    tokens: int,
+    rows: RowLengths | None,
+) -> str:
+    """Return a clause that names the setting to change: first what loses nothing."""
+    free, devices = machine.free_bytes or 0, machine.devices
+    shorter = next(
+        (
+            most
+            for most in range(
+                tokens // _STEP_TOKENS * _STEP_TOKENS, _LEAST_TOKENS - 1, -_STEP_TOKENS
+            )
+            if _least(shape, settings, most, devices).fits(free)
+        ),
+        None,
+    )
+    lost = int((rows.tokens > shorter).sum()) if rows is not None and shorter else 0
+    if shorter and not lost:
+        return f"the nearest setting that fits is tuning.max_tokens = {shorter}"
+    if machine.gpu and settings.quantization == "none":
+        in_four_bits = settings.model_copy(update={"quantization": "nf4"})
+        need = _least(shape, in_four_bits, tokens, devices)
+        if need.fits(free):
+            return (
+                "the nearest setting that fits is tuning.quantization = nf4 "
+                f"({_gib(need.total)} GiB)"
+            )
+    if shorter:
+        return (
+            f"the nearest setting that fits is tuning.max_tokens = {shorter}, which leaves out "
+            f"{lost:,} rows"
+        )
+    sharing = settings.model_copy(update={"parallel": "fsdp"})
+    for several in range(2, _MOST_DEVICES + 1) if machine.gpu else ():
+        if settings.batch_size % several == 0 and _least(shape, sharing, tokens, several).fits(
+            free
+        ):
+            return (
+                f"the nearest setting that fits is tuning.parallel = fsdp with {several} such "
+                "devices"
+            )
+    return f"choose a base model of at most about {_largest_model(shape, settings, free)} numbers"
+
+
+def _largest_model(shape: ModelShape, settings: TuningSettings, free: int) -> str:
+    """Return how large a model of like proportions may be, as people say it ("3.1 billion")."""
+    share = 1.0
+    while share > 1e-4:
+        smaller = replace(
+            shape,
+            parameters=int(share * shape.parameters),
+            linear=int(share * shape.linear),
+            lora=int(share ** (2 / 3) * shape.lora),
+            layers=max(1, int(share ** (1 / 3) * shape.layers)),
+        )
+        if _least(smaller, settings, _LEAST_TOKENS, 1).fits(free):
+            numbers = smaller.parameters
+            return (
+                f"{numbers / 1e9:.1f} billion" if numbers >= 1e9 else f"{numbers / 1e6:.0f} million"
+            )
+        share *= 0.95
+    return "0"
+
+
+def _least(shape: ModelShape, settings: TuningSettings, tokens: int, devices: int) -> MemoryNeed:
+    """Return what the smallest pass takes: one row, nothing kept that can be computed again."""
+    return memory_need(shape, settings, Pass(1, True), tokens, devices)
+
+
+def overlong_warning(rows: RowLengths, settings: TuningSettings) -> str:
+    """Return how many rows tuning.max_tokens leaves out, "" for none."""
+    overlong = int((rows.tokens > settings.max_tokens).sum())
+    return lost_rows(overlong, len(rows.tokens), int(rows.tokens.max(initial=0)), settings)
+
+
+def lost_rows(overlong: int, of: int, longest: int, settings: TuningSettings) -> str:
+    """Return the sentence about rows that are too long, "" for none."""
+    if not overlong:
+        return ""
+    return (
+        f"setting tuning.max_tokens: {overlong:,} of {of:,} rows are longer than "
+        f"{settings.max_tokens} and are left out; {longest} would hold them all"
+    )
+
+
+def _rank_warning(shape: ModelShape, settings: TuningSettings, to_learn: int) -> str:
+    """Return that the adapter is too small, "" where it may suffice."""
+    if to_learn <= BITS_PER_PARAMETER * settings.rank * shape.lora:
+        return ""
+    needed = math.ceil(to_learn / (BITS_PER_PARAMETER * shape.lora) / _RANK_STEP) * _RANK_STEP
+    return (
+        f"setting tuning.rank: an adapter of rank {settings.rank} holds at most about "
+        f"{BITS_PER_PARAMETER * settings.rank * shape.lora / 1e6:.2f} million bits, and there are "
+        f"about {to_learn / 1e6:.2f} to learn; rank {needed} could hold them"
+    )
+
+
+def _pass(shape: ModelShape, settings: TuningSettings, machine: Machine, tokens: int) -> Pass:
+    """Return the pass that the trainer will choose."""
+    share = max(1, settings.batch_size // machine.devices)
+    if not settings.packing:
+        return Pass(share, settings.gradient_checkpointing)
+    if not machine.gpu or machine.free_bytes is None:
+        return Pass(1, settings.gradient_checkpointing)
+    fixed = memory_need(shape, settings, Pass(0, False), 0, machine.devices).total
+    return largest_pass_in(shape, settings, usable(machine.free_bytes) - fixed, share, tokens)
+
+
+def _minutes(work: float, one_pass: Pass, machine: Machine) -> float | None:
+    if machine.peak_flops is None:
+        return None
+    return work / (_share(one_pass, machine) * machine.peak_flops * machine.devices) / 60
+
+
+def _share(one_pass: Pass, machine: Machine) -> float:
+    if not machine.gpu:
+        return _CPU_SHARE
+    return _GPU_SHARE_CHECKPOINTING if one_pass.checkpointing else _GPU_SHARE
+
+
+def _estimated_from(one_pass: Pass, machine: Machine) -> str:
+    if machine.peak_flops is None:
+        return "the speed of this machine is not known"
+    return (
+        f"an assumed {100 * _share(one_pass, machine):.0f} % of {machine.peak_flops / 1e12:.3g} "
+        f"TFLOP/s ({machine.peak_source})"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f}"
