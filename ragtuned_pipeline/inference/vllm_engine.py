@@ -16,6 +16,11 @@ from ragtuned_pipeline.inference.limits import Backoff
 from ragtuned_pipeline.inference.vllm_server import ManagedVllm, ServedModel
 from ragtuned_pipeline.settings import TeacherSettings
 
+_TOO_LONG = (
+    "; set evaluation.max_answer_tokens lower, or --max-model-len in vllm.arguments to the base "
+    "model's whole context"
+)
+
 
 class VllmEngine:
     """A ChatEngine over the model of a managed server, which the first question starts.
@@ -79,7 +84,8 @@ class VllmEngine:
                     task.cancel()
             seconds = (time.perf_counter() - started) / len(conversations)
         except RequestFailed as failed:
-            raise TeacherStopped(f"no answer: {failed.reason}") from None
+            change = _TOO_LONG if "context length" in failed.reason else ""
+            raise TeacherStopped(f"no answer: {failed.reason}{change}") from None
         finally:
             await model.close()
         return [

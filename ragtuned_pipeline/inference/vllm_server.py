@@ -47,6 +47,7 @@ name = packages_distributions()["vllm"][0]
 print(name, version(name))
 """
 _LOOK_EVERY = 0.25  # seconds
+_ENDING_SECONDS = 2.0  # from the first refused connection until the supervisor has ended, at most
 _TAIL_BYTES = 1 << 18
 _SHOWN = 300  # characters of a log line
 # "(EngineCore pid=7) ERROR 11-25 13:02:11 [core.py:1010] " before a line's own words.
@@ -298,7 +299,7 @@ class ServedModel:
         try:
             return await backend.reply(request)
         except RequestFailed as failed:
-            ended = server.why_ended() if failed.again else None
+            ended = await _end_of(server, failed.unreachable) if failed.again else None
             if ended is None:
                 raise
             raise RequestFailed(ended, again=False, refused=True) from None
@@ -333,6 +334,14 @@ class ServedModel:
             except httpx2.HTTPError as error:
                 said = f"the vLLM server did not load {adapter} ({error!r})"
                 raise TeacherStopped(server.why_ended() or said) from None
+
+
+async def _end_of(server: VllmServer, is_likely: bool) -> str | None:
+    """Return why the server has ended; one that is just ending is given time to be seen so."""
+    deadline = time.monotonic() + (_ENDING_SECONDS if is_likely else 0.0)
+    while (ended := server.why_ended()) is None and time.monotonic() < deadline:
+        await asyncio.sleep(_LOOK_EVERY)
+    return ended
 
 
 def interpreter() -> Path:
