@@ -67,7 +67,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = get_peft_model(load_model("embedded", "float32"), lora)
     for name, weights in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(weights, std=0.05)
+            torch.nn.init.normal_(weights, std=0.15)
     model.save_pretrained(str(folder))
     return folder
 
