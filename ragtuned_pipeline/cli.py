@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import sys
+import time
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -272,6 +273,45 @@ def export(
 
 
 @app.command()
+def serve(
+    corpora: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[N ...]", help="Only these [all, also those that come later]."),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Where to listen [serving.host].")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="0 is any free one [serving.port].")
+    ] = None,
+    profile: ProfileOption = None,
+    set_: SetOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Let OpenAI clients ask the promoted adapters, each under its corpus's name."""
+    from ragtuned_pipeline.inference.calls import TeacherStopped
+    from ragtuned_pipeline.orchestration.serving_home import (
+        AlreadyServed,
+        base_model_of,
+        serve_home,
+    )
+    from ragtuned_pipeline.settings import load_settings
+
+    place = _home(home)
+    named = [name for name in corpora or [] if _known(home, name)]
+    own = _overrides(set_ or [], profile)
+    given = {"host": host, "port": port}
+    section = own.setdefault("serving", {})
+    section |= {name: value for name, value in given.items() if value is not None}
+    settings = load_settings(place.folder, overrides=own)
+    base_model = settings.tuning.base_model
+    if not profile and "base_model" not in own.get("tuning", {}):
+        base_model = base_model_of(place, named, base_model)
+    try:
+        serve_home(place, settings, base_model, named, _say)
+    except (AlreadyServed, TeacherStopped) as error:
+        _fail(str(error))
+
+
+@app.command()
 def promote(
     corpus: CorpusArgument,
     adapter: Annotated[
@@ -534,6 +574,10 @@ def _agreed() -> bool:
     if not sys.stdin.isatty():
         _usage_error("--yes: no terminal to ask on; give it to delete without being asked")
     return input("Delete? [y/N] ").strip().casefold() in {"y", "yes"}
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
 
 def _usage_error(message: str) -> NoReturn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,7 +85,7 @@ class Engine(Protocol):
         """
         ...
 
-    def stream(self, adapter: str, body: Body) -> AsyncIterator[dict[str, Any]]:
+    def stream(self, adapter: str, body: Body) -> AsyncGenerator[dict[str, Any], None]:
         """Yield chat.completion.chunk objects; one that is closed early stops the generation.
 
         Raises:

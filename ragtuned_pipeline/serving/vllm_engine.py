@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ class VllmEngine:
         import httpx2
 
         try:
-            rank = lora_rank(_rank_of(folder))
+            rank = lora_rank(rank_of(folder))
             if rank > self._rank:
                 self._rank = rank
                 raise NeedsRestart(f"adapter {folder.name} has a higher rank than vLLM expects")
@@ -123,7 +123,7 @@ class VllmEngine:
         given: dict[str, Any] = reply.json()
         return given
 
-    async def stream(self, adapter: str, body: Body) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, adapter: str, body: Body) -> AsyncGenerator[dict[str, Any], None]:
         import httpx2
 
         try:
@@ -198,15 +198,25 @@ class VllmEngine:
 
     async def _send(self, body: dict[str, Any], stream: bool) -> httpx2.Response:
         client = self._up()
-        url = f"{self._address}/chat/completions"
-        return await client.send(client.build_request("POST", url, json=body), stream=stream)
+        try:
+            content = json.dumps(body, allow_nan=False).encode()
+        except ValueError as error:  # 1e999 is a number in JSON, and none that can be sent on
+            raise Refused(400, f"the request holds a number that is none: {error}") from None
+        request = client.build_request(
+            "POST",
+            f"{self._address}/chat/completions",
+            content=content,
+            headers={"Content-Type": "application/json"},
+        )
+        return await client.send(request, stream=stream)
 
     def _lost(self, error: httpx2.HTTPError) -> Refused:
         reason = self.why_ended() or f"vLLM cannot be reached ({type(error).__name__})"
         return Refused(503, reason, retry_after=_RETRY_AFTER)
 
 
-def _rank_of(folder: Path) -> int:
+def rank_of(folder: Path) -> int:
+    """Return the LoRA rank of the adapter in `folder`."""
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     return int(config["r"])
 
