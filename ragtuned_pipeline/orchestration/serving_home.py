@@ -59,15 +59,18 @@ def serve_home(
         service = Service(engine, adapters, metrics, serving.drain_seconds, say, turn)
         defaults = Defaults.of(base_model, serving.max_tokens)
         app = gateway(service, metrics, defaults, key, serving.max_requests)
-        note = {
+        note: dict[str, Any] = {
             "address": address_of(listener),
             "pid": os.getpid(),
             "engine": serving.engine,
             "base_model": base_model,
         }
         say(f"serving {home.folder} at {note['address']} ({serving.engine}, {base_model})")
-        for corpus, reason in adapters.look().unserved.items():
+        wanted = adapters.look()
+        for corpus, reason in wanted.unserved.items():
             say(f"{corpus}: not served: {reason}")
+        example = next(iter(wanted.adapters), "N")
+        say(f"try: {_curl(note['address'], example, serving.api_key_variable if key else '')}")
         with _noted(home, note):
             run(app, service, listener, serving.drain_seconds)
 
@@ -93,20 +96,6 @@ def running_server(home: Home) -> dict[str, Any] | None:
     return None
 
 
-def curl_example(address: str, corpus: str, key_variable: str | None) -> str:
-    """Return a command line that asks a question.
-
-    Args:
-        key_variable: the environment variable that holds the API key; None without one.
-    """
-    body = {"model": corpus, "messages": [{"role": "user", "content": "..."}]}
-    key = f' -H "Authorization: Bearer ${key_variable}"' if key_variable else ""
-    return (
-        f"curl {address}/chat/completions{key} -H 'Content-Type: application/json' "
-        f"-d '{json.dumps(body)}'"
-    )
-
-
 def _engine(
     home: Home,
     settings: Settings,
@@ -126,6 +115,16 @@ def _engine(
         max((rank_of(folder) for folder in folders), default=settings.tuning.rank),
         settings.serving.max_tokens,
         inherited=turn.inherited if turn else tuple,
+    )
+
+
+def _curl(address: str, corpus: str, key_variable: str) -> str:
+    """Return a command line that asks a question; `key_variable` is empty without an API key."""
+    body = {"model": corpus, "messages": [{"role": "user", "content": "..."}]}
+    key = f' -H "Authorization: Bearer ${key_variable}"' if key_variable else ""
+    return (
+        f"curl {address}/chat/completions{key} -H 'Content-Type: application/json' "
+        f"-d '{json.dumps(body)}'"
     )
 
 

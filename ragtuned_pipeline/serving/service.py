@@ -22,6 +22,7 @@ _LOOK_EVERY = 0.5  # seconds between two looks at the promotions, the engine and
 _SETTLE_SECONDS = 10.0
 _QUICK_SECONDS = 60.0  # an engine that ended sooner after its start was quick to
 _MOST_QUICK = 5
+_RESTART_BACKOFF = 1.0  # seconds before the second start; then 3, 7, 15
 _COME_BACK = {"starting": 5.0, "ready": 5.0, "making room": 30.0, "waiting": 30.0}  # seconds
 
 Phase = Literal["starting", "ready", "making room", "waiting"]
@@ -102,7 +103,7 @@ class Service:
                         raise TeacherStopped(f"{ended}; {quick} times in a row") from None
                     self._enter("starting", f"{ended}; it is started again")
                 await self._stop()
-                await asyncio.sleep(2.0**quick - 1)
+                await asyncio.sleep((2**quick - 1) * _RESTART_BACKOFF)
         finally:
             self._enter("starting", "the server is stopping")
             await self._stop()
@@ -113,7 +114,8 @@ class Service:
         Raises:
             SettingsError, TeacherStopped: it cannot be started, or has ended by itself.
         """
-        self._enter("starting", "the engine is starting")
+        if self._phase != "starting":  # else the reason says already why it is started again
+            self._enter("starting", "the engine is starting")
         self._metrics.engine_starts.inc()
         await self.engine.start()
         while (reason := await self._keep_in_step()) is None:
