@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ragtuned_pipeline.inference.base_models import load_model, load_tokenizer
 from ragtuned_pipeline.inference.engine import Message, Reply
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class TransformersEngine:
@@ -25,37 +28,20 @@ class TransformersEngine:
     """
 
     def __init__(self, base_model: str, adapter: Path | None = None, batch_size: int = 64) -> None:
-        import torch
-
         if adapter is not None and not (adapter / "adapter_config.json").is_file():
             raise FileNotFoundError(
                 f"no adapter in {adapter} (no adapter_config.json); tune the corpus first"
             )
-        cuda = torch.cuda.is_available()
         self._batch_size = batch_size
-        self._tokenizer = load_tokenizer(base_model)
-        model: Any = load_model(base_model, "bfloat16" if cuda else "float32")
+        self._tokenizer, self._model = load_to_answer(base_model)
         if adapter is not None:
-            model = _with_adapter(model, adapter, merge=not cuda)
-        self._model: Any = model.to("cuda" if cuda else "cpu").eval()
-        # Greedy whatever the model's own generation config asks for.
-        self._model.generation_config.update(
-            do_sample=False, temperature=None, top_p=None, top_k=None
-        )
+            self._model = _with_adapter(self._model, adapter)
 
     def generate(self, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[Reply]:
         """Return one reply a conversation, in order, each of at most `max_tokens` tokens."""
-        prompts = [
-            self._tokenizer.apply_chat_template(
-                list(conversation),  # type: ignore[arg-type]  # its own type for the same dicts
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-            for conversation in conversations
-        ]
-        if not prompts:
+        if not conversations:
             return []
-        tokens = self._tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        tokens = prompt_tokens(self._tokenizer, conversations)
         # Prompts of like length share a batch, so that little of it is padding.
         order = sorted(range(len(tokens)), key=lambda i: (len(tokens[i]), i))
         replies: dict[int, Reply] = {}
@@ -84,15 +70,58 @@ class TransformersEngine:
         completions = output[:, inputs["input_ids"].shape[1] :].tolist()
         texts = self._tokenizer.batch_decode(completions, skip_special_tokens=True)
         seconds = (time.perf_counter() - started) / len(prompts)
-        stops = self._stop_tokens()
+        stops = stop_tokens(self._model)
         return [
             Reply(text.strip(), len(prompt), _length(completion, stops), seconds)
             for text, prompt, completion in zip(texts, prompts, completions, strict=True)
         ]
 
-    def _stop_tokens(self) -> set[int]:
-        stop = self._model.generation_config.eos_token_id
-        return set(stop) if isinstance(stop, list) else {stop}
+
+def load_to_answer(base_model: str) -> tuple[PreTrainedTokenizerBase, Any]:
+    """Return tokenizer and model: bfloat16 on the GPU where there is one, else float32.
+
+    Greedy and with nothing else that the model's own generation config asks for (a penalty for
+    repeating words, above all), as the vLLM servers are: a reply depends on its request alone.
+
+    Raises:
+        SettingsError: the base model cannot be loaded.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    cuda = torch.cuda.is_available()
+    tokenizer = load_tokenizer(base_model)
+    model: Any = load_model(base_model, "bfloat16" if cuda else "float32")
+    own = model.generation_config
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False,
+        bos_token_id=own.bos_token_id,
+        eos_token_id=own.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return tokenizer, model.to("cuda" if cuda else "cpu").eval()
+
+
+def prompt_tokens(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]
+) -> list[list[int]]:
+    """Return what the model reads of each conversation, up to where its answer begins."""
+    prompts = [
+        tokenizer.apply_chat_template(
+            list(conversation),  # type: ignore[arg-type]  # its own type for the same dicts
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        for conversation in conversations
+    ]
+    tokens: list[list[int]] = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    return tokens
+
+
+def stop_tokens(model: Any) -> set[int]:
+    """Return the tokens that end an answer."""
+    stop = model.generation_config.eos_token_id
+    return set(stop) if isinstance(stop, list) else {stop}
 
 
 def give_back_memory() -> None:
@@ -106,12 +135,13 @@ def give_back_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _with_adapter(model: Any, adapter: Path, merge: bool) -> Any:
+def _with_adapter(model: Any, adapter: Path) -> Any:
     """Merge in float32 only: there it loses 1e-6 of the adapter's effect, in bfloat16 a fifth."""
+    import torch
     from peft import PeftModel
 
-    tuned = PeftModel.from_pretrained(model, str(adapter))
-    return tuned.merge_and_unload() if merge else tuned
+    tuned = PeftModel.from_pretrained(model, str(adapter)).eval()
+    return tuned.merge_and_unload() if model.dtype == torch.float32 else tuned
 
 
 def _length(completion: list[int], stops: set[int]) -> int:
