@@ -455,6 +455,7 @@ def main() -> None:
     # One progress display is enough; these libraries would draw theirs across it.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    from ragtuned_pipeline.orchestration.locks import RunFailed
     from ragtuned_pipeline.settings import SettingsError
 
     try:
@@ -466,6 +467,8 @@ def main() -> None:
         sys.exit(1)
     except SettingsError as error:
         _usage_error(str(error))
+    except RunFailed as error:
+        _fail(str(error))
     except OSError as error:
         if error.errno not in _PLACE_FAILS:
             raise

@@ -24,6 +24,7 @@ from ragtuned_pipeline.orchestration.partitions import CORPUS_TAG
 
 if TYPE_CHECKING:
     from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
+    from sqlalchemy.engine import Connection
 
 _BUSY_SECONDS = 60.0
 # A run of the daemon takes its corpus's lock within seconds of its start, before its first step.
@@ -35,6 +36,9 @@ AT_WORK = [
     dg.DagsterRunStatus.CANCELING,
 ]
 _JOBS = {"build_memory", "full_evaluation"}
+# Tables of a database server that hold events, copies of them, and runs.
+_EVENT_TABLES = ("event_logs", "asset_event_tags", "asset_keys", "asset_check_executions")
+_RUN_TABLES = ("runs", "run_tags")
 _RUN_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -103,13 +107,14 @@ def forget_records(instance: dg.DagsterInstance, corpus: str) -> int:
 
     The events of its assets go with them, whatever run they are of, and so does what is left of
     runs that were deleted from the UI. Runs that go on are left alone.
-    SQLite files are written anew without what was deleted; a database server does that by itself.
+    Files and tables are written anew without what was deleted.
 
     Raises:
         RecordsInUse: another process reads them without a pause.
     """
     from dagster._core.storage.event_log import SqliteEventLogStorage
     from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
+    from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 
     storage = instance.event_log_storage
     assert isinstance(storage, SqlEventLogStorage)  # each of Dagster's own is one
@@ -128,6 +133,13 @@ def forget_records(instance: dg.DagsterInstance, corpus: str) -> int:
         history = index.parents[1]
         for file in (history / "runs.db", index, index.with_name(".db")):
             _write_anew(file)
+    else:
+        run_storage = instance.run_storage
+        assert isinstance(run_storage, SqlRunStorage)  # as above
+        with storage.index_connection() as connection:
+            _write_tables_anew(connection, _EVENT_TABLES)
+        with run_storage.connect() as connection:
+            _write_tables_anew(connection, _RUN_TABLES)
     return len(runs)
 
 
@@ -182,8 +194,6 @@ def _delete_events(storage: SqlEventLogStorage, corpus: str, runs: Sequence[str]
         found = [*connection.execute(made), *connection.execute(last)]
     keys = sorted({key.to_string() for key in _our_keys()} | {key for (key,) in found if key})
     of_corpus = and_(Events.c.partition == corpus, Events.c.asset_key.in_(keys))
-    with storage.run_connection(RUNLESS_RUN_ID) as connection:
-        connection.execute(Events.delete().where(of_corpus))
     with storage.index_connection() as connection:
         ids = select(Events.c.id).where(of_corpus)
         connection.execute(Tags.delete().where(Tags.c.event_id.in_(ids)))
@@ -192,6 +202,8 @@ def _delete_events(storage: SqlEventLogStorage, corpus: str, runs: Sequence[str]
         connection.execute(Checks.delete().where(or_(Checks.c.run_id.in_(runs), partition)))
         emptied = {"last_materialization": None, "cached_status_data": None}
         connection.execute(Keys.update().where(Keys.c.asset_key.in_(keys)).values(emptied))
+    with storage.run_connection(RUNLESS_RUN_ID) as connection:  # a file of its own in SQLite
+        connection.execute(Events.delete().where(of_corpus))
 
 
 def _delete_remains(instance: dg.DagsterInstance, events: Path) -> None:
@@ -209,6 +221,28 @@ def _delete_remains(instance: dg.DagsterInstance, events: Path) -> None:
             known[run] = known[run] if run in known else instance.has_run(run)
             if not known[run]:
                 remove(place)
+
+
+def _write_tables_anew(connection: Connection, names: Sequence[str]) -> None:
+    """Let Postgres write tables anew, whose files keep what was deleted until the place is needed.
+
+    Its log (WAL) keeps that until it is written over, and so do backups.
+    """
+    from sqlalchemy import text
+    from sqlalchemy.exc import OperationalError
+
+    if connection.dialect.name != "postgresql":
+        return
+    connection.execute(text(f"SET lock_timeout = {_BUSY_SECONDS * 1000:.0f}"))  # milliseconds
+    for name in names:
+        try:
+            connection.execute(text(f"VACUUM (FULL) {name}"))
+        except OperationalError as error:
+            raise RecordsInUse(
+                f"the table {name} of Dagster's database cannot be written anew "
+                f"({' '.join(str(error.orig).split())}); stop the webserver and the daemon and "
+                "repeat the command, so that what was deleted leaves its files"
+            ) from None
 
 
 def _write_anew(file: Path) -> None:

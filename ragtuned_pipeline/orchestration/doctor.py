@@ -33,7 +33,12 @@ from ragtuned_pipeline.orchestration.home import CorpusMissing, Home, remove
 from ragtuned_pipeline.orchestration.io import TableStore
 from ragtuned_pipeline.orchestration.locks import RunFailed, alone
 from ragtuned_pipeline.orchestration.orphans import stop_orphan_trainers, trainers_at_work
-from ragtuned_pipeline.orchestration.runs import open_instance, records_written
+from ragtuned_pipeline.orchestration.runs import (
+    has_records,
+    open_instance,
+    record_files,
+    records_written,
+)
 from ragtuned_pipeline.orchestration.steps import schema_name
 from ragtuned_pipeline.settings import CORPUS_NAME, SettingsError
 from ragtuned_pipeline.tables import SCHEMAS, check_schema
@@ -215,35 +220,21 @@ def _gone_corpora(home: Home) -> Iterator[_Defect]:
 # --- databases and Dagster's runs -------------------------------------------------------------
 
 
-def _dagster_folder(home: Home) -> Path:
-    return Path(os.environ.get("RAGTUNED_DAGSTER") or home.folder / "dagster")
-
-
-def _main_databases(home: Home) -> list[Path]:
-    """Dagster's own files, without which it does not start."""
-    folder = _dagster_folder(home)
-    history = folder / "history"
-    return [
-        history / "runs.db",
-        history / "runs" / "index.db",
-        folder / "schedules" / "schedules.db",
-    ]
-
-
 def _databases(home: Home) -> Iterator[_Defect]:
     yield from _unsound(
         home.completions,
         f"put it back from a copy, save what can be read with `sqlite3 {home.completions} "
         ".recover`, or move it away: its replies are then asked for, and paid, again",
     )
-    main = _main_databases(home)
+    main = record_files(home)
+    folder = main[0].parents[1]
     for file in main:
         yield from _unsound(
             file,
-            f"stop Dagster and move {_dagster_folder(home)} away: the history of runs is lost, "
+            f"stop Dagster and move {folder} away: the history of runs is lost, "
             "tables and adapters are not",
         )
-    for file in sorted((_dagster_folder(home) / "history" / "runs").glob("*.db")):
+    for file in sorted((folder / "history" / "runs").glob("*.db")):
         if file not in main:
             yield from _unsound(file, "delete it: the log of that run is lost, nothing else")
 
@@ -281,14 +272,13 @@ def _fault(file: Path) -> _Fault | None:
 
 
 def _runs(home: Home) -> Iterator[_Defect]:
-    main = _main_databases(home)
-    if not main[0].is_file() or any(map(_fault, main)):
-        return
     try:
-        with records_written(), open_instance(home) as instance:
+        if not has_records(home) or any(map(_fault, record_files(home))):
+            return
+        with open_instance(home) as instance:
             yield from _runs_without_process(home, instance)
             yield from _pool_slots(instance)
-    except RunFailed as error:
+    except (RunFailed, SettingsError) as error:
         yield _Defect("Dagster's runs could not be looked at", str(error))
 
 

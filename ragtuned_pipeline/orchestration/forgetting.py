@@ -41,9 +41,9 @@ from ragtuned_pipeline.orchestration.locks import RunFailed, alone
 from ragtuned_pipeline.orchestration.orphans import stop_orphan_trainers
 from ragtuned_pipeline.orchestration.runs import (
     StepEvent,
+    has_records,
     open_instance,
     prepare_environment,
-    records_written,
     run_holding_lock,
 )
 from ragtuned_pipeline.orchestration.training import read_training
@@ -201,7 +201,7 @@ def holdings(home: Home, corpus: str) -> dict[str, int]:
     if home.completions.is_file():
         with CompletionStore(home.completions) as store:
             replies = store.forgettable(corpus)
-    if (home.folder / "dagster").is_dir():
+    if has_records(home):
         with open_instance(home) as instance:
             runs = len(ended_runs(instance, corpus))
     return {
@@ -535,7 +535,7 @@ def _delete(home: Home, corpus: str, forgetting: Forgetting, notes: list[str]) -
     (home.folder / "reports" / "index.html").unlink(missing_ok=True)
     (home.corpora / f".{corpus}.files.json").unlink(missing_ok=True)
     _remove_logs(home, corpus, notes)
-    with records_written(), open_instance(home) as instance:
+    with open_instance(home) as instance:
         for run in runs_without_process(instance, corpus):
             end_run(instance, run)
         runs = forget_records(instance, corpus)

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+from dagster._check import CheckError
 
 import ragtuned_pipeline
 from ragtuned_pipeline.orchestration.dagster_records import dead_runs, end_run
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.locks import COMMAND_LINE, RunFailed, alone
 from ragtuned_pipeline.orchestration.partitions import corpora
+from ragtuned_pipeline.settings import SettingsError
 
 if TYPE_CHECKING:
     from dagster import DagsterEvent, EventLogEntry
@@ -40,25 +42,87 @@ class StepEvent:
 
 
 def prepare_environment(home: Home) -> None:
-    """Set what Dagster reads from the environment, where the user has not set it.
-
-    dagster.yaml lies at the root of the repository, and inside the package in a wheel.
-    """
-    package = Path(ragtuned_pipeline.__path__[0])
-    folder = package if (package / _INSTANCE_FILE).is_file() else package.parent
+    """Set what Dagster reads from the environment, where the user has not set it."""
     storage = home.folder / "dagster"
     storage.mkdir(parents=True, exist_ok=True)
     os.environ["RAGTUNED_HOME"] = str(home.folder)
     os.environ.setdefault("RAGTUNED_DAGSTER", str(storage))
-    os.environ.setdefault("DAGSTER_HOME", str(folder))
+    os.environ.setdefault("DAGSTER_HOME", str(_instance_folder()))
+
+
+def _instance_folder() -> Path:
+    """The folder of dagster.yaml: the user's own, else the root of the repository, or the package
+    in a wheel."""
+    if own := os.environ.get("DAGSTER_HOME"):
+        return Path(own)
+    package = Path(ragtuned_pipeline.__path__[0])
+    return package if (package / _INSTANCE_FILE).is_file() else package.parent
+
+
+def has_records(home: Home) -> bool:
+    """Whether Dagster may have recorded something of this home: there are files of its, or
+    dagster.yaml names a database server. Nothing is opened."""
+    from dagster._core.instance.ref import InstanceRef
+
+    if record_files(home)[0].is_file():
+        return True
+    with _told_in_words():
+        storage = InstanceRef.from_dir(str(_instance_folder())).event_storage_data
+    return storage is not None and "Sqlite" not in storage.class_name
+
+
+def record_files(home: Home) -> list[Path]:
+    """The SQLite files without which Dagster does not start; none is there with a database
+    server, nor before the first run."""
+    folder = Path(os.environ.get("RAGTUNED_DAGSTER") or home.folder / "dagster")
+    history = folder / "history"
+    return [
+        history / "runs.db",
+        history / "runs" / "index.db",
+        folder / "schedules" / "schedules.db",
+    ]
 
 
 @contextmanager
 def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
-    """Yield Dagster's instance of a home."""
+    """Yield Dagster's instance of a home.
+
+    Raises:
+        RunFailed: its records cannot be read or written, as on a full disk or without the database.
+        SettingsError: its dagster.yaml is wrong.
+    """
     prepare_environment(home)
-    with dg.DagsterInstance.get() as instance:
-        yield instance
+    with records_written():
+        with _told_in_words():
+            instance = dg.DagsterInstance.get()
+        with instance:
+            yield instance
+
+
+@contextmanager
+def _told_in_words() -> Iterator[None]:
+    """Say in one sentence what is wrong with dagster.yaml.
+
+    Raises:
+        SettingsError: in place of Dagster's error.
+    """
+    from dagster._core.errors import DagsterInvalidConfigError
+    from sqlalchemy.exc import ArgumentError
+
+    file = _instance_folder() / _INSTANCE_FILE
+    try:
+        yield
+    except DagsterInvalidConfigError as error:
+        said = error.errors[0].message.splitlines()
+        reason = next((line for line in said if "PostProcessingError: " in line), said[0])
+        raise SettingsError(f"{file}: {reason.rpartition('PostProcessingError: ')[2]}") from None
+    except (ModuleNotFoundError, CheckError) as error:
+        raise SettingsError(
+            f"{file}: {error}; Postgres needs the extra `postgres` of this package, and the scheme "
+            "postgresql+psycopg2"
+        ) from None
+    except ArgumentError as error:  # names no part of the address, which holds the password
+        raise SettingsError(f"{file}: the address of the database: {error}") from None
 
 
 def run_assets(
@@ -88,7 +152,7 @@ def run_holding_lock(
     """As `run_assets`, for a caller that holds the corpus's lock."""
     from ragtuned_pipeline.definitions import defs
 
-    with records_written(), open_instance(home) as instance:
+    with open_instance(home) as instance:
         instance.add_dynamic_partitions(corpora.name or "", [corpus])
         end_dead_runs(home, instance, corpus)
         run_id = str(uuid.uuid4())
@@ -124,11 +188,27 @@ def records_written() -> Iterator[None]:
     try:
         yield
     except OperationalError as error:
-        raise RunFailed(
-            f"Dagster cannot write its records in {os.environ['RAGTUNED_DAGSTER']} ({error.orig}); "
-            "`ragtuned doctor` says what is wrong. What was finished is kept, and the same command "
-            "goes on from there"
-        ) from None
+        raise RunFailed(_not_written(os.environ["RAGTUNED_DAGSTER"], error)) from None
+    except _server_errors() as error:  # has tried it several times
+        place = f"the database that {_instance_folder() / _INSTANCE_FILE} names"
+        raise RunFailed(_not_written(place, error.__cause__ or error)) from None
+
+
+def _server_errors() -> tuple[type[Exception], ...]:
+    try:
+        from dagster_postgres.utils import DagsterPostgresException
+    except ImportError:  # the extra `postgres` is not installed
+        return ()
+    return (DagsterPostgresException,)
+
+
+def _not_written(place: str, error: BaseException) -> str:
+    said = " ".join(str(getattr(error, "orig", error)).split())
+    return (
+        f"Dagster cannot write its records in {place} ({said}); "
+        "`ragtuned doctor` says what is wrong. What was finished is kept, and the same command "
+        "goes on from there"
+    )
 
 
 def end_dead_runs(home: Home, instance: dg.DagsterInstance, held: str | None = None) -> None:
