@@ -40,8 +40,8 @@ class AnswerText:
         self._from, self._to = self._to, len(self._tokens)
         self._text = (self._text + now[len(before) :]).lstrip()
         self._cut()
-        text = self._text.rstrip()
-        return self._show(text if self.stopped else text[: len(text) - self._maybe_a_stop(text)])
+        sure = len(self._text) - (0 if self.stopped else self._maybe_a_stop())
+        return self._show(self._text[:sure].rstrip())
 
     def end(self) -> str:
         """Return what is left to show when no more tokens come."""
@@ -62,8 +62,9 @@ class AnswerText:
             self.stopped = True
             self._text = self._text[: min(places)]
 
-    def _maybe_a_stop(self, text: str) -> int:
+    def _maybe_a_stop(self) -> int:
         """Length of the longest end of the text that may be the beginning of a stop string."""
+        text = self._text
         return max(
             (
                 length

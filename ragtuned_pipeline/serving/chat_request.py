@@ -12,8 +12,9 @@ from ragtuned_pipeline.serving.interface import Body, Refused
 
 # What changes nothing in an answer, or is the gateway's to read.
 _READ_ELSEWHERE = {
-    *("model", "stream", "user", "metadata", "store", "service_tier", "safety_identifier"),
-    *("prompt_cache_key", "prompt_cache_retention", "tool_choice", "parallel_tool_calls"),
+    *("model", "stream", "stream_options", "user", "metadata", "store", "service_tier"),
+    *("safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    *("tool_choice", "parallel_tool_calls"),  # without tools, which are refused
 }
 # Values of parameters that cannot be met which ask for nothing.
 _ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
@@ -46,10 +47,6 @@ class _Message(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
-class _StreamOptions(BaseModel):
-    include_usage: bool = False
-
-
 class ChatRequest(BaseModel):
     """What an answer depends on.
 
@@ -70,7 +67,6 @@ class ChatRequest(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: tuple[Annotated[str, StringConstraints(min_length=1)], ...] = ()
-    stream_options: _StreamOptions = _StreamOptions()
 
     @validator("stop", mode="before")
     @classmethod

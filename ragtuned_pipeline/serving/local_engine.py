@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ class LocalEngine:
         """Load the model.
 
         Raises:
-            SettingsError: it cannot be loaded, or keeps more than keys and values of attention.
+            SettingsError: there is no such model, or it keeps more than keys and values.
+            TeacherStopped: it cannot be loaded, as where the memory is full.
         """
         self._worker = Worker(self._base_model, self._places)
         self._worker.start()
@@ -80,7 +81,7 @@ class LocalEngine:
             "usage": _usage(answer),
         }
 
-    async def stream(self, adapter: str, body: Body) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, adapter: str, body: Body) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the answer as its words come. Errors as of `complete`."""
         answer, next_piece = await self._ask(adapter, body)
         try:
@@ -94,8 +95,7 @@ class LocalEngine:
                     break
                 piece = await next_piece()
             yield header | _delta({}, piece.finish)
-            if answer.request.stream_options.include_usage:
-                yield header | {"choices": [], "usage": _usage(answer)}
+            yield header | {"choices": [], "usage": _usage(answer)}
         finally:
             answer.gone = True
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ragtuned_pipeline.inference.calls import TeacherStopped
 from ragtuned_pipeline.inference.transformers_engine import (
     give_back_memory,
     load_to_answer,
@@ -81,7 +82,7 @@ class Worker(threading.Thread):
         places: answers written at once.
 
     Attributes:
-        ready: done once the model can answer; a SettingsError where it cannot be loaded.
+        ready: done once the model can answer; a SettingsError or TeacherStopped where it cannot.
         ended: why nothing is answered any more; None before.
         running, waiting: the answers being written, and those without a place, oldest first.
         prompt_tokens, completion_tokens: read and written so far.
@@ -210,7 +211,6 @@ class Worker(threading.Thread):
     # The worker's own thread.
 
     def run(self) -> None:
-        ended = "the engine was stopped"
         try:
             self._prepare()
             self.ready.set_result(None)
@@ -220,13 +220,15 @@ class Worker(threading.Thread):
                 self._write()
                 self._let_go()
         except SettingsError as error:
+            self._end(str(error))
             self.ready.set_exception(error)
-            ended = str(error)
         except BaseException as error:
-            ended = f"the model can answer no more: {type(error).__name__}: {error}"
+            self._end(f"the model can answer no more: {type(error).__name__}: {error}")
+            if not self.ready.done():
+                self.ready.set_exception(TeacherStopped(self.ended))
             raise
-        finally:
-            self._end(ended)
+        else:
+            self._end("the engine was stopped")
 
     def _prepare(self) -> None:
         from transformers import DynamicCache
