@@ -87,8 +87,11 @@ def load_config(base_model: str) -> PretrainedConfig:
     return config
 
 
-def load_model(base_model: str, dtype: str) -> PreTrainedModel:
+def load_model(base_model: str, dtype: str, **how: Any) -> PreTrainedModel:
     """Return the base model with weights of `dtype` ("float32" or "bfloat16"), on the CPU.
+
+    Args:
+        how: further arguments of transformers' from_pretrained.
 
     Raises:
         SettingsError: it cannot be loaded.
@@ -102,6 +105,7 @@ def load_model(base_model: str, dtype: str) -> PreTrainedModel:
         dtype=getattr(torch, dtype),
         # On a CPU, for rows as short as ours, plain attention is the fastest (docs/log.md).
         attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
+        **how,
     )
     return model
 

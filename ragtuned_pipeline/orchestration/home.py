@@ -71,6 +71,10 @@ class Home:
         """The folder of one training: its rows, its checkpoints, its lock."""
         return self.folder / "training" / corpus / fingerprint
 
+    def training_logs(self, corpus: str) -> Path:
+        """The curves of its trainings, where the setting tuning.trackers names a tracker."""
+        return self.folder / "training-logs" / corpus
+
     def documents(self, corpus: str) -> Path:
         """The corpus's folder of documents.
 

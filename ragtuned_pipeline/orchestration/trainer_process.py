@@ -11,8 +11,9 @@ from typing import Any
 from dagster_pipes import open_dagster_pipes
 
 from ragtuned_pipeline.settings import SettingsError
+from ragtuned_pipeline.tuning.parent import die_with_parent
 from ragtuned_pipeline.tuning.sft import TrainingInterrupted
-from ragtuned_pipeline.tuning.trainer import SHORT_WAITS, TrainJob, die_with_parent, run_job
+from ragtuned_pipeline.tuning.trainer import SHORT_WAITS, TrainJob, run_job
 
 
 def main() -> int:

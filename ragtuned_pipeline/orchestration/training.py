@@ -26,6 +26,7 @@ from ragtuned_pipeline.orchestration.steps import (
 )
 from ragtuned_pipeline.settings import RetuningSettings, TuningSettings
 from ragtuned_pipeline.tables import content_hash
+from ragtuned_pipeline.tuning.sft import RUNNING_SETTINGS
 from ragtuned_pipeline.tuning.trainer import KEEP_FREED_MEMORY
 
 if TYPE_CHECKING:
@@ -36,7 +37,18 @@ if TYPE_CHECKING:
 
 TRAINING_CODE = tuple(
     f"tuning/{name}.py"
-    for name in ("sft", "row_order", "base_models", "packed_attention", "memory")
+    for name in (
+        "sft",
+        "answer_trainer",
+        "base_models",
+        "early_stopping",
+        "epochs",
+        "memory",
+        "packed_attention",
+        "quantization",
+        "ranks",
+        "row_order",
+    )
 )
 
 # Settings of tuning that choose the rows, or do not reach the weights.
@@ -47,6 +59,7 @@ _NOT_LEARNED_FROM = {
     "passage_epochs",
     "require_cuda",
     "checkpoint_steps",
+    *RUNNING_SETTINGS,
 }
 
 
@@ -156,13 +169,15 @@ def train_adapter(
         "base": base,
         "start": start.adapter,
     }
-    folder = home.training(corpus, _fingerprint(settings, parts))
+    name = _fingerprint(settings, parts)
+    folder = home.training(corpus, name)
     job = {
         "training_rows": str(_put(told, folder / "training_rows.parquet")),
         "held_out": str(_put(held_out, folder / "held_out.parquet")) if held_out else None,
         "settings": settings.model_dump(mode="json"),
         "output": str(folder),
         "start_from": str(home.adapters / corpus / start.adapter) if start.adapter else None,
+        "logs": str(home.training_logs(corpus) / f"{purpose}-{name[:12]}"),
     }
     # The folder is named by everything that the adapter depends on: one that was trained and could
     # not be stored, as on a full disk, is not trained again.
@@ -293,38 +308,63 @@ def training_result(
         training, kept: of `train_adapter`.
     """
     result = training.result
-    losses, held_out = result["losses"], result["held_out_losses"]
     place = home.adapters / context.partition_key / training.adapter
+    numbers = {name: result[name] for name in _NUMBERS if result[name] is not None}
+    last = {
+        f"final_{name}": result[curve][-1][1] for name, curve in _CURVES.items() if result[curve]
+    }
     metadata = {
         "adapter": dg.MetadataValue.path(str(place)),
         "base_model": training.base_model,
         "unchanged": kept,
         **({"start": training.start} if training.start else {}),
-        "rows": result["rows"],
         "overlong_rows": result["overlong"],
-        "steps": result["steps"],
-        "tokens": result["tokens"],
-        "seconds": result["seconds"],
-        "tokens_per_second": result["tokens_per_second"],
-        "trainable_parameters": result["trainable_parameters"],
-        "final_loss": losses[-1][1] if losses else 0.0,
-        "final_held_out_loss": held_out[-1][1] if held_out else 0.0,
-        "loss_curve": dg.MetadataValue.md(_loss_plot(losses, held_out)),
+        **numbers,
+        **last,
+        "loss_curve": dg.MetadataValue.md(_loss_plot(result)),
     }
     return dg.MaterializeResult(data_version=dg.DataVersion(training.adapter), metadata=metadata)
 
 
-def _loss_plot(losses: list[Any], held_out: list[Any]) -> str:
+# Of a TrainResult, as metadata: Dagster draws numbers over time.
+_NUMBERS = (
+    "rows",
+    "processes",
+    "steps",
+    "stopped_at_step",
+    "kept_step",
+    "tokens",
+    "seconds",
+    "tokens_per_second",
+    "mfu",
+    "peak_memory_gib",
+    "trainable_parameters",
+    "best_held_out_loss",
+)
+_CURVES = {
+    "loss": "losses",
+    "accuracy": "accuracies",
+    "held_out_loss": "held_out_losses",
+    "held_out_accuracy": "held_out_accuracies",
+}
+
+
+def _loss_plot(result: dict[str, Any]) -> str:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 2.6), layout="constrained")
-    axes = figure.subplots()
-    for curve, label in ((losses, "training rows"), (held_out, "held-out wordings")):
-        if curve:
-            axes.plot(*zip(*curve, strict=True), label=label)
-    axes.set(xlabel="step", ylabel="loss", yscale="log")
-    axes.legend()
+    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    panels = zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True)
+    for axes, shown in panels:
+        for name, label in ((shown, "training rows"), (f"held_out_{shown}", "held-out wordings")):
+            if result[_CURVES[name]]:
+                axes.plot(*zip(*result[_CURVES[name]], strict=True), label=label)
+        axes.set(xlabel="step", ylabel=shown)
+        axes.legend()
+        if shown == "loss":
+            axes.set(yscale="log")
+        else:
+            axes.set(ylim=(0, 1))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
     picture = base64.b64encode(buffer.getvalue()).decode()
-    return f"![loss by step](data:image/png;base64,{picture})"
+    return f"![loss and accuracy by step](data:image/png;base64,{picture})"

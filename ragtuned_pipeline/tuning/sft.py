@@ -1,4 +1,4 @@
-"""LoRA by TRL's SFTTrainer, and nothing about processes: see trainer.py for those.
+"""LoRA by TRL's SFTTrainer; how its processes start is for trainer.py and launch.py.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685) on every linear layer but the head, as "LoRA Without Regret"
 (Thinking Machines 2025) advises; rank, rate and epochs are settings.
@@ -11,9 +11,8 @@ import hashlib
 import json
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import compress
@@ -24,6 +23,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ragtuned_pipeline.settings import SettingsError, TuningSettings
+from ragtuned_pipeline.tuning import early_stopping
+from ragtuned_pipeline.tuning.answer_trainer import trainer_class
 from ragtuned_pipeline.tuning.base_models import (
     ChatRow,
     TokenRow,
@@ -33,17 +34,26 @@ from ragtuned_pipeline.tuning.base_models import (
     load_tokenizer,
     refuse_missing_gpu,
 )
-from ragtuned_pipeline.tuning.memory import Pass, largest_pass
+from ragtuned_pipeline.tuning.epochs import Plan, dataset, shared_evenly, training_set
+from ragtuned_pipeline.tuning.memory import ModelShape, Pass, largest_pass
 from ragtuned_pipeline.tuning.packed_attention import can_pack_attention, use_packed_attention
-from ragtuned_pipeline.tuning.row_order import epoch_orders
+from ragtuned_pipeline.tuning.quantization import check_quantization, load_quantized
+from ragtuned_pipeline.tuning.ranks import Ranks
+from ragtuned_pipeline.tuning.telemetry import (
+    Meter,
+    check_trackers,
+    direct_trackers,
+    matrix_peak,
+    peak_memory_gib,
+)
+from ragtuned_pipeline.tuning.training_plan import RowLengths, work_per_token
+from ragtuned_pipeline.tuning.watcher import Curves, Progress, watcher
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
     from trl.trainer.sft_config import SFTConfig
-
-Progress = Callable[[dict[str, Any]], None]
 
 # Of the learning rate, where training goes on from an adapter: with half of it, half as many
 # earlier facts are forgotten, and as many new ones are learned (docs/performance.md).
@@ -53,6 +63,8 @@ _WEIGHTS = "adapter_model.safetensors"
 _LOG_LINES = 50  # progress lines in one training
 _EVALUATIONS = 5  # held-out losses in one training
 _HELD_OUT_ROWS = 256  # at most, so that they take seconds
+# Settings that change how a training runs, and not what it comes to beyond rounding.
+RUNNING_SETTINGS = frozenset({"devices", "parallel", "trackers"})
 
 
 class TrainingInterrupted(RuntimeError):
@@ -65,29 +77,45 @@ class TrainResult:
 
     `tokens` counts every token of every row seen in all epochs, prompts included and padding not;
     `seconds` is the time of the training loop in this process, `tokens_per_second` their quotient
-    for the part of the loop that this process ran (a resumed one ran less).
+    for the part of the loop that this process ran (a resumed one ran less). Curves are pairs of
+    step and value; accuracy is the share of answered tokens that the model finds the most likely.
     """
 
     adapter: str  # folder with adapter_model.safetensors and adapter_config.json
     rows: int
     overlong: int  # rows longer than max_tokens, left out
     held_out_rows: int
-    rows_at_once: int  # in one forward and backward pass; with packing, packed sequences
+    processes: int
+    rows_at_once: int  # in one forward and backward pass of a process; or packed sequences
     gradient_checkpointing: bool
-    steps: int
+    steps: int  # of the whole plan
     resumed_from_step: int
+    stopped_at_step: int | None  # by early stopping; None where all steps were trained
+    kept_step: int  # whose weights the adapter has
     trainable_parameters: int
     tokens: int
     seconds: float
     tokens_per_second: float
+    mfu: float | None  # useful operations over the devices' peak; None where that is unknown
+    peak_memory_gib: float  # of the first process: of its GPU's memory, or of RAM
     losses: list[tuple[int, float]]  # (step, mean loss since the line before)
+    accuracies: list[tuple[int, float]]  # likewise
     held_out_losses: list[tuple[int, float]]
+    held_out_accuracies: list[tuple[int, float]]
+    best_held_out_loss: float | None
 
 
 def adapter_shape(adapter: Path) -> tuple[int, int]:
     """Return the rank and alpha of the adapter in a folder."""
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     return config["r"], config["lora_alpha"]
+
+
+def refuse_settings(settings: TuningSettings) -> None:
+    """Raise SettingsError where this machine or installation cannot train as the settings ask."""
+    refuse_missing_gpu(settings)
+    check_quantization(settings)
+    check_trackers(settings)
 
 
 def train(
@@ -97,29 +125,44 @@ def train(
     output: Path,
     progress: Progress,
     start_from: Path | None = None,
+    logs: Path | None = None,
 ) -> TrainResult:
     """Train an adapter in `output`/adapter, resuming the run that was interrupted there, if any.
+
+    As one of several processes (see launch.py) where torchrun has started this one: all call this
+    alike, and the first alone reports and writes.
 
     Args:
         training_rows: Parquet with the columns system, prompt, completion and epochs (in how many
             of the epochs, from the first on, the row is seen).
         held_out: system, prompt and completion of other wordings of trained facts; their loss is
-            reported.
+            reported, and early stopping reads it.
         settings: base model, LoRA and optimizer settings.
         output: the run's own folder: checkpoints, the adapter and result.json.
         progress: called with {"event": "start" | "step" | "held_out", ...}.
         start_from: folder of a PEFT adapter of the same base model that training goes on from, at
             WARM_RATE of the learning rate; None for a new one.
+        logs: where the trackers of the settings write; by default `output`/logs.
 
     Raises:
-        SettingsError: no usable GPU or base model, no row fits, or `start_from` has another rank
-            or alpha than the settings.
+        SettingsError: no usable GPU or base model, a package is missing, no row fits, or
+            `start_from` has another rank or alpha than the settings.
         RuntimeError: another trainer works in `output`, or no weight moved.
         TrainingInterrupted: SIGTERM came; call again to go on.
     """
-    refuse_missing_gpu(settings)
-    with _alone_in(output):
-        return _train(training_rows, held_out, settings, output, progress, start_from)
+    refuse_settings(settings)
+    ranks = Ranks.join()
+    with ExitStack() as stack:
+        if ranks.first:
+            stack.enter_context(_alone_in(output))
+        ranks.wait()
+        direct_trackers(settings, logs or output / "logs")
+        say = progress if ranks.first else _say_nothing
+        return _train(training_rows, held_out, settings, output, say, start_from, ranks)
+
+
+def _say_nothing(_line: dict[str, Any]) -> None:
+    pass
 
 
 def _train(
@@ -129,6 +172,7 @@ def _train(
     output: Path,
     progress: Progress,
     start_from: Path | None,
+    ranks: Ranks,
 ) -> TrainResult:
     from peft.helpers import disable_input_dtype_casting
     from transformers import set_seed
@@ -147,66 +191,141 @@ def _train(
         )
     watched = _sample(encode_rows(tokenizer, _read(held_out)) if held_out else [], settings)
     seen = list(compress(_epochs_of(training_rows, settings), fits))
-    plan = _Plan.of(rows, seen, settings)
+    plan = Plan.of(rows, seen, settings)
     start = _Start.read(start_from, settings) if start_from else None
-    _forget_other_runs(output, given, plan, settings, start)
+    if ranks.first:
+        _forget_other_runs(output, given, plan, settings, start)
+    ranks.wait()
     checkpoint: str | None = get_last_checkpoint(str(output))  # type: ignore[no-untyped-call]
     progress({"event": "rows", "rows": len(rows), "overlong": overlong, "tokens": plan.tokens})
-    base = load_model(settings.base_model, settings.dtype)
-    one_pass = _one_pass(base, settings)
+    base = _load_base(settings)
+    one_pass = _one_pass(base, settings, ranks)
     rate = settings.learning_rate * (WARM_RATE if start else 1.0)
-    arguments = _arguments(settings, output, bool(watched), one_pass, rate)
+    arguments = _arguments(settings, output, bool(watched), one_pass, rate, ranks)
+    meter = _meter(base, rows, seen, plan.tokens, settings, ranks)
     set_seed(settings.seed)  # before the adapter is made: its first weights are drawn
-    watcher = _watcher(plan.tokens, progress)
-    trainer = _trainer_class()(
+    patience = settings.early_stopping if watched else 0
+    watching = watcher(meter, progress, ranks, patience)
+    padding = tokenizer.pad_token_id
+    together = ranks.processes * one_pass.rows if ranks.processes > 1 else 1
+    trainer = trainer_class(base)(
         model=start.model(base) if start else base,
         args=arguments,
-        train_dataset=_training_set(rows, plan, settings),
-        eval_dataset={"held_out": _dataset(watched)} if watched else None,
+        train_dataset=shared_evenly(training_set(rows, plan, settings), together, padding),
+        eval_dataset=_held_out_set(watched, arguments, ranks, padding) if watched else None,
         processing_class=tokenizer,
         peft_config=None if start else _new_adapter(settings),
-        callbacks=[watcher],
+        callbacks=[watching],
     )
     trainer.remove_callback(PrinterCallback)  # stdout is for progress lines
     model: Any = trainer.model
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if trainable == 0:
         raise RuntimeError("the adapter has no trainable parameter: the model has no linear layer")
+
+    def save(folder: Path) -> None:
+        """All processes call it: spread weights are put together first."""
+        state = trainer.accelerator.get_state_dict(trainer.model) if _is_spread(trainer) else None
+        if ranks.first:
+            written = folder.with_name(f"{folder.name}.tmp")
+            shutil.rmtree(written, ignore_errors=True)
+            unwrapped = trainer.accelerator.unwrap_model(trainer.model)
+            unwrapped.save_pretrained(str(written), state_dict=state)
+            shutil.rmtree(folder, ignore_errors=True)
+            written.rename(folder)
+
+    watching.when_best = lambda step: save(_best_folder(output, step))
     # Under autocast PEFT's cast of every input to the adapter's float32 is taken back at once.
     with (
-        _sigterm_calls(watcher.interrupt),
+        _sigterm_calls(watching.interrupt),
         disable_input_dtype_casting(model, active=bool(arguments.bf16)),
     ):
-        trainer.train(resume_from_checkpoint=checkpoint)
-    state = trainer.state
-    if state.global_step < state.max_steps:
+        state = _stopped_early(checkpoint, patience)
+        if state is None:
+            trainer.train(resume_from_checkpoint=checkpoint)
+            state = trainer.state
+    curves = Curves.of(state.log_history)
+    over = early_stopping.is_over(curves.held_out_losses, patience)
+    early = over and state.global_step < state.max_steps
+    if state.global_step < state.max_steps and not over:
         raise TrainingInterrupted(f"stopped at step {state.global_step} of {state.max_steps}")
+    best = early_stopping.best(curves.held_out_losses) if curves.held_out_losses else None
+    kept = best[0] if best and patience else state.global_step
     adapter = output / "adapter"
-    model.save_pretrained(str(adapter))
-    if not (start.has_moved(adapter) if start else _has_learned(model)):
-        raise RuntimeError("training moved no weight of the adapter")
+    if kept == state.global_step:
+        save(adapter)
+    elif ranks.first:
+        shutil.rmtree(adapter, ignore_errors=True)
+        shutil.copytree(_best_folder(output, kept), adapter)
     result = TrainResult(
         adapter=str(adapter),
         rows=len(rows),
         overlong=overlong,
         held_out_rows=len(watched),
+        processes=ranks.processes,
         rows_at_once=one_pass.rows,
         gradient_checkpointing=one_pass.checkpointing,
         steps=state.max_steps,
-        resumed_from_step=watcher.first_step,
+        resumed_from_step=watching.first_step,
+        stopped_at_step=state.global_step if early else None,
+        kept_step=kept,
         trainable_parameters=trainable,
         tokens=plan.tokens,
-        seconds=round(watcher.seconds, 2),
-        tokens_per_second=round(watcher.tokens_per_second(state), 1),
-        losses=_curve(state.log_history, "loss"),
-        held_out_losses=_curve(state.log_history, "eval_held_out_loss"),
+        seconds=round(watching.seconds, 2),
+        tokens_per_second=round(watching.tokens_per_second(state), 1),
+        mfu=meter.mfu(watching.tokens_per_second(state)),
+        peak_memory_gib=round(peak_memory_gib(), 3),
+        losses=curves.losses,
+        accuracies=curves.accuracies,
+        held_out_losses=curves.held_out_losses,
+        held_out_accuracies=curves.held_out_accuracies,
+        best_held_out_loss=best[1] if best else None,
     )
+    if ranks.first:
+        if not (start.has_moved(adapter) if start else _has_learned(adapter)):
+            raise RuntimeError("training moved no weight of the adapter")
+        _finish(output, result)
+    ranks.wait()
+    return result
+
+
+def _finish(output: Path, result: TrainResult) -> None:
+    """Write result.json, and delete what a resumed training would have needed."""
     written = output / "result.json.tmp"  # whoever finds result.json finds a whole training
     written.write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
     written.replace(output / "result.json")
-    for used in output.glob("checkpoint-*"):
+    for used in (*output.glob("checkpoint-*"), *output.glob("best-*")):
         shutil.rmtree(used)
-    return result
+
+
+def _stopped_early(checkpoint: str | None, patience: int) -> Any:
+    """Return the trainer's state where early stopping ended the training before a kill."""
+    from transformers import TrainerState
+
+    if checkpoint is None or not patience:
+        return None
+    state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
+    over = early_stopping.is_over(Curves.of(state.log_history).held_out_losses, patience)
+    return state if over else None
+
+
+def _best_folder(output: Path, step: int) -> Path:
+    """Where the weights of a lowest held-out loss so far are kept.
+
+    Each has a folder of its own: a training that is resumed from before the last one still finds
+    the one before it.
+    """
+    return output / f"best-{step}"
+
+
+def _is_spread(trainer: Any) -> bool:
+    return bool(trainer.is_fsdp_enabled)
+
+
+def _load_base(settings: TuningSettings) -> PreTrainedModel:
+    if settings.quantization == "nf4":
+        return load_quantized(settings.base_model)
+    return load_model(settings.base_model, settings.dtype)
 
 
 def _new_adapter(settings: TuningSettings) -> LoraConfig:
@@ -220,9 +339,12 @@ def _new_adapter(settings: TuningSettings) -> LoraConfig:
     )
 
 
-def _has_learned(model: Any) -> bool:
+def _has_learned(adapter: Path) -> bool:
     """PEFT starts every B at zero, so that a zero B is one that nothing was learned in."""
-    return any(bool(p.any()) for name, p in model.named_parameters() if ".lora_B." in name)
+    from safetensors.torch import load_file
+
+    weights = load_file(adapter / _WEIGHTS)
+    return any(bool(weight.any()) for name, weight in weights.items() if ".lora_B." in name)
 
 
 @dataclass(frozen=True)
@@ -278,76 +400,58 @@ def _sample(rows: Sequence[TokenRow], settings: TuningSettings) -> list[TokenRow
     return fitting[::step]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The rows of each epoch in the order in which they are seen, and how many tokens all are.
-
-    It is fixed beforehand and read front to back: a resumed run goes on at exactly the next row.
-    """
-
-    epochs: list[list[int]]  # row numbers
-    tokens: int
-
-    @classmethod
-    def of(cls, rows: Sequence[TokenRow], seen: Sequence[int], settings: TuningSettings) -> _Plan:
-        """Plan for `rows`, of which row i is seen in the first seen[i] epochs."""
-        lengths = np.array([len(row.input_ids) for row in rows])
-        epochs = epoch_orders(lengths, seen, settings)
-        return cls(epochs, int((lengths * np.array(seen)).sum()))
-
-
-def _training_set(rows: Sequence[TokenRow], plan: _Plan, settings: TuningSettings) -> Dataset:
-    """Return what the trainer reads front to back: rows, or with packing sequences of rows.
-
-    Each epoch is packed by itself, so that no sequence holds a row twice.
-    """
-    from datasets import concatenate_datasets
-    from trl.data_utils import pack_dataset
-
-    every = _dataset(rows)
-    if not settings.packing:
-        return every.select([row for epoch in plan.epochs for row in epoch])
-    packed = [
-        # Best fit leaves the fullest sequences first; the order is drawn anew.
-        pack_dataset(every.select(epoch), settings.max_tokens).shuffle(seed=settings.seed + turn)
-        for turn, epoch in enumerate(plan.epochs)
-        if epoch
-    ]
-    return concatenate_datasets(packed)
-
-
-def _dataset(rows: Sequence[TokenRow]) -> Dataset:
-    """The tokens with labels: -100 (no loss) on the prompt, the answer and its stop token after."""
-    from datasets import Dataset
-
-    return Dataset.from_dict(
-        {
-            "input_ids": [row.input_ids for row in rows],
-            "labels": [
-                [-100] * row.prompt_tokens + row.input_ids[row.prompt_tokens :] for row in rows
-            ],
-        }
+def _meter(
+    base: PreTrainedModel,
+    rows: Sequence[TokenRow],
+    seen: Sequence[int],
+    tokens: int,
+    settings: TuningSettings,
+    ranks: Ranks,
+) -> Meter:
+    times = np.array(seen)
+    lengths = RowLengths(
+        np.array([len(row.input_ids) for row in rows]),
+        np.array([row.prompt_tokens for row in rows]),
+        times,
     )
+    peak = matrix_peak()
+    work = work_per_token(lengths, times, ModelShape.of(base), settings.rank)
+    return Meter(tokens, work, peak * ranks.processes if peak else None)
 
 
-def _one_pass(base: PreTrainedModel, settings: TuningSettings) -> Pass:
+def _held_out_set(
+    rows: Sequence[TokenRow], arguments: SFTConfig, ranks: Ranks, token: int
+) -> dict[str, Dataset]:
+    """Named as the trainer's log names their loss."""
+    together = ranks.processes * arguments.per_device_eval_batch_size if ranks.processes > 1 else 1
+    return {"held_out": shared_evenly(dataset(rows), together, token)}
+
+
+def _one_pass(base: PreTrainedModel, settings: TuningSettings, ranks: Ranks) -> Pass:
     """Return what one pass holds; give `base` the attention that packed sequences need."""
     import torch
 
+    share = settings.batch_size // ranks.processes
     if not settings.packing:
-        return Pass(settings.batch_size, settings.gradient_checkpointing)
+        return Pass(share, settings.gradient_checkpointing)
     if not torch.cuda.is_available():
         return Pass(1, settings.gradient_checkpointing)
     # Else packed rows are kept apart by a mask, which grows with the square of what it covers.
     packed = can_pack_attention(base)
     if packed:
         use_packed_attention(base)
-    free_bytes, _ = torch.cuda.mem_get_info()
-    return largest_pass(base, settings, free_bytes, most=settings.batch_size if packed else 1)
+    free_bytes = ranks.least(torch.cuda.mem_get_info()[0])  # the same pass in all processes
+    most = share if packed else 1
+    return largest_pass(base, settings, free_bytes, most, ranks.processes)
 
 
 def _arguments(
-    settings: TuningSettings, output: Path, evaluate: bool, one_pass: Pass, learning_rate: float
+    settings: TuningSettings,
+    output: Path,
+    evaluate: bool,
+    one_pass: Pass,
+    learning_rate: float,
+    ranks: Ranks,
 ) -> SFTConfig:
     import torch
     from trl.trainer.sft_config import SFTConfig
@@ -358,9 +462,9 @@ def _arguments(
         output_dir=str(output),
         seed=settings.seed,
         per_device_train_batch_size=one_pass.rows,
-        gradient_accumulation_steps=settings.batch_size // one_pass.rows,
+        gradient_accumulation_steps=settings.batch_size // ranks.processes // one_pass.rows,
         per_device_eval_batch_size=settings.batch_size,
-        num_train_epochs=1,  # the training set holds all epochs in their order, see _Plan
+        num_train_epochs=1,  # the training set holds all epochs in their order, see Plan
         train_sampling_strategy="sequential",
         dataset_kwargs={"skip_prepare_dataset": True},
         learning_rate=learning_rate,
@@ -374,6 +478,8 @@ def _arguments(
         # One kernel each for a norm, the rotation and the gate (docs/performance.md).
         use_liger_kernel=cuda and half and find_spec("liger_kernel") is not None,
         gradient_checkpointing=one_pass.checkpointing,
+        ddp_find_unused_parameters=False,
+        **_spread(settings, ranks),
         logging_strategy="steps",
         logging_steps=1 / _LOG_LINES,
         eval_strategy="steps" if evaluate else "no",
@@ -383,8 +489,21 @@ def _arguments(
         save_total_limit=2,  # the last may be torn by a kill in the middle of a save
         dataloader_pin_memory=cuda,
         disable_tqdm=True,
-        report_to="none",
+        report_to=list(settings.trackers) or "none",
     )
+
+
+def _spread(settings: TuningSettings, ranks: Ranks) -> dict[str, Any]:
+    """FSDP2: each process holds a part of every layer, and puts it together to compute it."""
+    if settings.parallel != "fsdp" or ranks.processes == 1:
+        return {}
+    config = {
+        "version": 2,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",  # by the model's own layer class
+        "reshard_after_forward": True,
+        "state_dict_type": "FULL_STATE_DICT",
+    }
+    return {"fsdp": True, "fsdp_config": config}
 
 
 def _bf16_is_fast() -> bool:
@@ -398,109 +517,17 @@ def _bf16_is_fast() -> bool:
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
-def _trainer_class() -> Any:
-    """Return SFTTrainer; on a CPU, with its loss computed at the answers' positions only.
-
-    TRL's fused head does that with Triton alone: elsewhere it scores every position of the prompt
-    too and drops the result, half of the time with a model as small as the embedded one.
-    """
-    import torch
-    from trl.trainer.sft_trainer import SFTTrainer
-
-    if torch.cuda.is_available():
-        return SFTTrainer
-
-    class AnswerTrainer(SFTTrainer):
-        def compute_loss(
-            self,
-            model: Any,
-            inputs: Any,
-            return_outputs: bool = False,
-            num_items_in_batch: Any = None,
-        ) -> Any:
-            causal = model.get_base_model()
-            answered = inputs["labels"][:, 1:] != -100
-            # Padding follows the text and attention looks back only, so no mask is needed.
-            position_ids = inputs.get("position_ids")
-            with self.accelerator.autocast():
-                hidden = causal.base_model(
-                    input_ids=inputs["input_ids"], position_ids=position_ids, use_cache=False
-                ).last_hidden_state
-                logits = causal.get_output_embeddings()(hidden[:, :-1][answered])
-            loss = torch.nn.functional.cross_entropy(
-                logits.float(), inputs["labels"][:, 1:][answered], reduction="sum"
-            )
-            return loss / (answered.sum() if num_items_in_batch is None else num_items_in_batch)
-
-    return AnswerTrainer
-
-
-def _watcher(tokens: int, progress: Progress) -> Any:
-    """Return a TrainerCallback that reports, keeps time and stops on request.
-
-    A factory, because its base class may only be imported once training starts.
-    """
-    from transformers import TrainerCallback
-
-    class Watcher(TrainerCallback):
-        def __init__(self) -> None:
-            self.first_step = 0
-            self.seconds = 0.0
-            self._started = 0.0
-            self._interrupted = False
-
-        def interrupt(self) -> None:
-            self._interrupted = True
-
-        def tokens_per_second(self, state: Any) -> float:
-            seen = tokens * (state.global_step - self.first_step) / state.max_steps
-            return float(seen / max(self.seconds, 1e-9))
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.first_step = state.global_step
-            self._started = time.perf_counter()
-            progress({"event": "start", "step": state.global_step, "steps": state.max_steps})
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.seconds = time.perf_counter() - self._started
-            if self._interrupted:
-                control.should_save = True
-                control.should_training_stop = True
-
-        def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-            logs = more["logs"]
-            if "loss" not in logs and "eval_held_out_loss" not in logs:
-                return
-            done = state.global_step - self.first_step
-            line = {"step": state.global_step, "steps": state.max_steps}
-            if "loss" in logs:
-                left = state.max_steps - state.global_step
-                progress(
-                    {"event": "step", **line}
-                    | {"loss": logs["loss"], "learning_rate": logs["learning_rate"]}
-                    | {"tokens_per_second": round(self.tokens_per_second(state), 1)}
-                    | {"seconds_left": round(self.seconds / max(done, 1) * left, 1)}
-                )
-            else:
-                progress({"event": "held_out", **line, "loss": logs["eval_held_out_loss"]})
-
-    return Watcher()
-
-
-def _curve(history: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
-    return [(int(line["step"]), round(float(line[key]), 5)) for line in history if key in line]
-
-
 def _forget_other_runs(
     output: Path,
     rows: Sequence[TokenRow],
-    plan: _Plan,
+    plan: Plan,
     settings: TuningSettings,
     start: _Start | None,
 ) -> None:
     """Remove what a run with other rows, settings or another start left here, and checkpoints a
     kill has torn."""
-    digest = hashlib.blake2b(settings.model_dump_json().encode(), digest_size=16)
+    told = settings.model_dump_json(exclude=set(RUNNING_SETTINGS))
+    digest = hashlib.blake2b(told.encode(), digest_size=16)
     digest.update(identity(settings.base_model).encode())
     digest.update((start.digest if start else "").encode())
     for epoch in plan.epochs:
@@ -512,6 +539,9 @@ def _forget_other_runs(
     for checkpoint in sorted(output.glob("checkpoint-*")):
         if not same or not _is_whole(checkpoint):
             shutil.rmtree(checkpoint)
+    for kept in output.glob("best-*"):
+        if not same:
+            shutil.rmtree(kept)
     note.write_text(digest.hexdigest())
 
 

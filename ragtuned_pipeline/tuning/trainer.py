@@ -1,15 +1,15 @@
 """The trainer process: `python -m ragtuned_pipeline.tuning.trainer JOB.json`.
 
 JOB.json: {"training_rows": path, "held_out": path or null, "settings": TuningSettings, "output":
-folder, "start_from": folder or null}. One JSON object a line on stdout: progress, then {"event":
-"done", ...TrainResult} or {"event": "failed", "reason": sentence}. Exit status 0, 1 (failed), 143
-(stopped by SIGTERM, to be resumed). The process gives all memory back when it ends, and ends with
-its parent.
+folder, "start_from": folder or null, "logs": folder or null}. One JSON object a line on stdout:
+progress, then {"event": "done", ...TrainResult} or {"event": "failed", "reason": sentence}. Exit
+status 0, 1 (failed), 143 (stopped by SIGTERM, to be resumed). The process gives all memory back
+when it ends, and ends with its parent. On several devices it starts one such process for each, see
+launch.py, and passes on what the first one says.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -22,9 +22,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from ragtuned_pipeline.settings import SettingsError, TuningSettings
-from ragtuned_pipeline.tuning.sft import TrainingInterrupted, TrainResult, train
-
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+from ragtuned_pipeline.tuning.launch import needs_launch, process_count, train_on_all
+from ragtuned_pipeline.tuning.parent import die_with_parent
+from ragtuned_pipeline.tuning.ranks import is_first, is_rank, lost_another
+from ragtuned_pipeline.tuning.sft import TrainingInterrupted, TrainResult, refuse_settings, train
 
 # Environment of a process that trains on a CPU. By default glibc gives large blocks back to the
 # kernel as soon as they are freed; each training step then faults the same pages in again, which
@@ -53,27 +54,34 @@ class TrainJob(BaseModel):
     settings: TuningSettings
     output: Path
     start_from: Path | None = None
+    logs: Path | None = None
 
 
 def run_job(job: TrainJob, progress: Callable[[dict[str, Any]], None]) -> TrainResult:
-    """Do the job in this process. Raises what train() raises."""
-    return train(
-        job.training_rows, job.held_out, job.settings, job.output, progress, job.start_from
-    )
+    """Do the job in this process, or on several devices in as many that it starts.
 
-
-def die_with_parent() -> None:
-    """Have the kernel send SIGTERM to this process when its parent dies, however it dies.
-
-    SIGTERM, so that a checkpoint is saved first. The signal follows the parent *thread*: start the
-    trainer from one that lives as long as the training.
+    Raises:
+        what train() raises, and SettingsError where the devices cannot share the work.
+        RanksFailed: one of several processes failed.
     """
-    parent = os.getppid()
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before the call
-        raise SystemExit(128 + signal.SIGTERM)
+    refuse_settings(job.settings)
+    if is_rank() or not needs_launch(processes := process_count(job.settings)):
+        return train(
+            job.training_rows,
+            job.held_out,
+            job.settings,
+            job.output,
+            progress,
+            job.start_from,
+            job.logs,
+        )
+    job.output.mkdir(parents=True, exist_ok=True)
+    file = job.output / "job.json"
+    file.write_text(job.model_dump_json(), encoding="utf-8")
+    stopped = train_on_all(file, processes, progress)
+    if stopped is not None:
+        raise TrainingInterrupted(stopped)
+    return TrainResult(**json.loads((job.output / "result.json").read_text(encoding="utf-8")))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -81,6 +89,8 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         _say({"event": "failed", "reason": "usage: python -m ragtuned_pipeline.tuning.trainer JOB"})
         return 2
+    from safetensors import SafetensorError
+
     die_with_parent()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault(*SHORT_WAITS)
@@ -91,15 +101,24 @@ def main(arguments: Sequence[str]) -> int:
         _say({"event": "stopped", "reason": str(stop)})
         return 128 + signal.SIGTERM
     except (SettingsError, RuntimeError) as error:
-        _say({"event": "failed", "reason": str(error)})
+        if not lost_another(error):
+            _say({"event": "failed", "reason": str(error)})
         return 1
-    _say({"event": "done", **asdict(result)})
+    except (OSError, SafetensorError) as error:  # a full disk, above all
+        reason = f"the training in {job.output} cannot go on: {error}"
+        _say({"event": "failed", "reason": reason})
+        return 1
+    if is_first():
+        _say({"event": "done", **asdict(result)})
     return 0
 
 
 def _say(line: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(line) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # the parent is gone: SIGTERM comes, and a checkpoint is saved
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from ragtuned_pipeline.inference.base_models import EMBEDDED_FOLDER
 from ragtuned_pipeline.settings import TuningSettings, load_settings
 from ragtuned_pipeline.tuning import sft
 from ragtuned_pipeline.tuning.base_models import ChatRow, TokenRow, encode_rows, load_tokenizer
+from ragtuned_pipeline.tuning.epochs import Plan, training_set
 from ragtuned_pipeline.tuning.memory import Pass
 from ragtuned_pipeline.tuning.packed_attention import use_packed_attention
 
@@ -245,9 +246,9 @@ def ours(
 
     def learn(bench: Bench, log: StepLog) -> None:
         changed = bench.settings.model_copy(update=dict(settings or {}))
-        trainer_class, make = sft._trainer_class, sft._arguments
+        trainer_class, make = sft.trainer_class, sft._arguments
 
-        def given_pass(base: Any, _: TuningSettings) -> Pass:
+        def given_pass(base: Any, *_: Any) -> Pass:
             assert one_pass is not None
             if attention == "packed" and CUDA:
                 use_packed_attention(base)
@@ -265,7 +266,7 @@ def ours(
 
         patches: dict[str, Any] = {
             "load_model": lambda _, dtype: bench.model(dtype),
-            "_trainer_class": lambda: timed(trainer_class(), log, compiled),
+            "trainer_class": lambda base: timed(trainer_class(base), log, compiled),
             "_arguments": with_arguments,
         }
         if one_pass is not None:
@@ -339,8 +340,8 @@ def plain_loop(bench: Bench, log: StepLog) -> None:
     from peft import get_peft_model
 
     rows = bench.encoded()
-    plan = sft._Plan.of(rows, [1] * len(rows), bench.settings)
-    sequences = sft._training_set(rows, plan, bench.settings)
+    plan = Plan.of(rows, [1] * len(rows), bench.settings)
+    sequences = training_set(rows, plan, bench.settings)
     device = torch.device("cuda" if CUDA else "cpu")
     model = get_peft_model(bench.model("bfloat16"), bench.lora()).train()
     trained = [p for p in model.parameters() if p.requires_grad]

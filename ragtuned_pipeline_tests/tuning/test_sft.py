@@ -116,15 +116,15 @@ def test_a_row_is_seen_in_its_epochs_and_once_in_each(
     settings: TuningSettings, packing: bool
 ) -> None:
     from ragtuned_pipeline.tuning.base_models import TokenRow
-    from ragtuned_pipeline.tuning.sft import _Plan, _training_set
+    from ragtuned_pipeline.tuning.epochs import Plan, training_set
 
     rows = [TokenRow([number, *range(2, 2 + number % 7)], 1) for number in range(100, 140)]
     seen = [1 if number % 4 == 0 else 3 for number in range(100, 140)]
     three = settings.model_copy(
         update={"epochs": 3, "batch_size": 8, "packing": packing, "max_tokens": 32}
     )
-    plan = _Plan.of(rows, seen, three)
-    data = _training_set(rows, plan, three)
+    plan = Plan.of(rows, seen, three)
+    data = training_set(rows, plan, three)
     read = [token for ids in data["input_ids"] for token in ids if token >= 100]
     assert read[:40] != sorted(read[:40])
     assert sorted(read[:40]) == list(range(100, 140))

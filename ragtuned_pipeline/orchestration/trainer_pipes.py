@@ -1,0 +1,80 @@
+"""The client that starts the trainer, and shows its numbers in the UI while it runs."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dagster as dg
+
+_OBSERVED_EVERY = 20.0  # seconds
+_SHOWN = (
+    "step",
+    "steps",
+    "loss",
+    "accuracy",
+    "learning_rate",
+    "tokens_per_second",
+    "mfu",
+    "peak_memory_gib",
+    "seconds_left",
+)
+
+
+class TrainerPipes(dg.PipesSubprocessClient):
+    """PipesSubprocessClient whose process's progress lines become observations of the asset."""
+
+    def run(self, *, context: Any, **asked: Any) -> Any:
+        """Run a process as PipesSubprocessClient does."""
+        reader = _ObservingReader(Observer(context))
+        return dg.PipesSubprocessClient(message_reader=reader).run(context=context, **asked)
+
+
+class Observer:
+    """Turns the trainer's lines into an AssetObservation now and then, with the latest numbers."""
+
+    def __init__(self, context: Any, every: float = _OBSERVED_EVERY) -> None:
+        self._context = context
+        self._every = every
+        self._numbers: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def take(self, line: dict[str, Any]) -> None:
+        """Take a progress line, see tuning/watcher.py."""
+        name = "held_out_" if line["event"] == "held_out" else ""
+        for key in _SHOWN:
+            if line.get(key) is not None:
+                self._numbers[key if key in ("step", "steps") else name + key] = line[key]
+        if "loss" not in self._numbers or time.monotonic() - self._last < self._every:
+            return
+        self._last = time.monotonic()
+        self._context.log_event(
+            dg.AssetObservation(
+                self._context.asset_key,
+                partition=self._context.partition_key,
+                description="training",
+                metadata=dict(self._numbers),
+            )
+        )
+
+
+class _ObservingReader(dg.PipesTempFileMessageReader):
+    def __init__(self, observer: Observer) -> None:
+        super().__init__()
+        self._observer = observer
+
+    @contextmanager
+    def read_messages(self, handler: Any) -> Iterator[Any]:
+        handle = handler.handle_message
+
+        def look(message: Any) -> None:
+            handle(message)
+            if message["method"] == "log":
+                text = message["params"]["message"]
+                if text.startswith('{"training"'):
+                    self._observer.take(json.loads(text)["training"])
+
+        handler.handle_message = look
+        with super().read_messages(handler) as params:
+            yield params
