@@ -62,7 +62,22 @@ SystemOption = Annotated[
 class ExportFormat(StrEnum):
     """What a corpus can be exported as."""
 
+    adapter = "adapter"
+    merged = "merged"
+    gguf = "gguf"
+    messages = "messages"
+    alpaca = "alpaca"
+    sharegpt = "sharegpt"
+    graphrag = "graphrag"
     openlineage = "openlineage"
+
+
+class Dtype(StrEnum):
+    """What merged weights can be written in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 @app.command()
@@ -247,29 +262,57 @@ def why(
 def export(
     corpus: CorpusArgument,
     form: Annotated[
-        ExportFormat, typer.Option("--format", help="openlineage: the steps of its runs.")
+        ExportFormat,
+        typer.Option(
+            "--format",
+            help="adapter, merged (folders for the Hugging Face hub), gguf (for llama.cpp); "
+            "messages, alpaca, sharegpt: the training rows; graphrag: a folder of tables; "
+            "openlineage: the steps of its runs.",
+        ),
     ],
-    output: Annotated[Path | None, typer.Option(help="The file to write [stdout].")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The file or folder to write [of lines stdout, else ./N-FORMAT]."),
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(metavar="HASH", help="A stored adapter [the promoted one].")
+    ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Of merged weights [the base model's].")
+    ] = None,
+    converter: Annotated[
+        Path | None,
+        typer.Option(help="llama.cpp's convert_hf_to_gguf.py [$LLAMA_CPP_CONVERTER, or on PATH]."),
+    ] = None,
     home: HomeOption = None,
 ) -> None:
-    """Write a corpus in another tool's format; openlineage is one JSON event a line."""
-    from ragtuned_pipeline.orchestration.home import write_text
-    from ragtuned_pipeline.orchestration.openlineage import NothingRecorded, lineage_events
-
+    """Write a corpus in another tool's format."""
+    for given, option, forms in (
+        (adapter, "--adapter", ("adapter", "merged", "gguf")),
+        (dtype, "--dtype", ("merged",)),
+        (converter, "--converter", ("gguf",)),
+    ):
+        if given is not None and form not in forms:
+            _usage_error(f"{option}: only with --format {' or '.join(forms)}")
     place = _known(home, corpus)
-    try:
-        events = lineage_events(place, corpus)
-    except NothingRecorded as error:
-        _fail(str(error))
-    lines = "".join(f"{json.dumps(event, ensure_ascii=False)}\n" for event in events)
-    if output is None:
-        print(lines, end="")
+    if form in _LINES:
+        _write_lines(_LINES[form](place, corpus, form), form, output)
         return
-    try:
-        write_text(output, lines)
-    except OSError as error:
-        _fail(f"--output {output}: {error.strerror}")
-    print(f"{len(events):,} {form} events written to {output}")
+    from ragtuned_pipeline.orchestration import exporting
+
+    suffix = ".gguf" if form == "gguf" else f"-{form}"
+    target = output or Path(f"{corpus}{suffix}")
+    with _exporting(place, corpus):
+        match form:
+            case ExportFormat.adapter:
+                done = exporting.export_adapter(place, corpus, target, adapter)
+            case ExportFormat.merged:
+                done = exporting.export_merged(place, corpus, target, adapter, dtype)
+            case ExportFormat.gguf:
+                done = exporting.export_gguf(place, corpus, target, adapter, converter)
+            case _:
+                done = exporting.export_graphrag(place, corpus, target)
+    print(done)
 
 
 @app.command()
@@ -542,6 +585,61 @@ def _deciding(place: Home, corpus: str) -> Iterator[None]:
             yield
     except (RunFailed, PromotionError, AdapterError) as error:
         _fail(str(error))
+
+
+@contextmanager
+def _exporting(place: Home, corpus: str) -> Iterator[None]:
+    """Keep runs of the corpus out while it is read, and nothing leaves what is to be forgotten."""
+    from ragtuned_pipeline.orchestration.exporting import refuse_unfinished_forgetting
+    from ragtuned_pipeline.orchestration.locks import RunFailed, alone
+    from ragtuned_pipeline.orchestration.promotion_history import PromotionError
+    from ragtuned_pipeline.tuning.adapter_store import AdapterError
+    from ragtuned_pipeline.tuning.export import CannotExport
+
+    try:
+        with alone(place, corpus):
+            refuse_unfinished_forgetting(place, corpus)
+            yield
+    except (RunFailed, PromotionError, AdapterError, CannotExport) as error:
+        _fail(str(error))
+
+
+def _rows_as_lines(place: Home, corpus: str, form: str) -> list[str]:
+    from ragtuned_pipeline.orchestration.exporting import training_lines
+
+    with _exporting(place, corpus):
+        return training_lines(place, corpus, form)
+
+
+def _events_as_lines(place: Home, corpus: str, form: str) -> list[str]:
+    from ragtuned_pipeline.orchestration.openlineage import NothingRecorded, lineage_events
+
+    try:
+        events = lineage_events(place, corpus)
+    except NothingRecorded as error:
+        _fail(str(error))
+    return [f"{json.dumps(event, ensure_ascii=False)}\n" for event in events]
+
+
+_LINES: dict[str, Callable[[Home, str, str], list[str]]] = {
+    "messages": _rows_as_lines,
+    "alpaca": _rows_as_lines,
+    "sharegpt": _rows_as_lines,
+    "openlineage": _events_as_lines,
+}
+
+
+def _write_lines(lines: list[str], form: str, output: Path | None) -> None:
+    from ragtuned_pipeline.orchestration.home import write_text
+
+    if output is None:
+        print(*lines, sep="", end="")
+        return
+    try:
+        write_text(output, "".join(lines))
+    except OSError as error:
+        _fail(f"--output {output}: {error.strerror}")
+    print(f"{len(lines):,} {form} lines written to {output}")
 
 
 @contextmanager
