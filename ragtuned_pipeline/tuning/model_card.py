@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ragtuned_pipeline import __version__
 from ragtuned_pipeline.inference.vllm_server import lora_rank
 from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tuning.export import EMBEDDED_COPY, Merged
@@ -116,7 +115,6 @@ def model_card(card: Card) -> str:
     return environment.get_template(_TEMPLATE.name).render(
         card=card,
         head=head.to_yaml(),
-        package=f"ragtuned-pipeline {__version__}",
         embedded_copy=EMBEDDED_COPY,
         served_rank=_served_rank(card.rank),
     )
