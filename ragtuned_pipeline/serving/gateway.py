@@ -127,7 +127,8 @@ class _State:
         if _STRANGER not in request.scope:
             routes = self._service.router.routes
             told["reason"] = reason
-            told["served"] = {corpus: routes[corpus].promoted.content for corpus in sorted(routes)}
+            served = {corpus: routes[corpus].promoted.content for corpus in sorted(routes)}
+            told["served"] = served if reason is None else {}
             told["not_served"] = self._service.unserved()
         return JSONResponse(told, 200 if reason is None else 503)
 
@@ -210,8 +211,10 @@ class _Answer:
                 given = await self._service.engine.complete(adapter, asked.body)
                 given["model"] = self.corpus
                 self._count(given.get("usage"))
-                await self._start([(b"content-type", b"application/json")])
-                await self._piece(_json(given), last=True)
+                body = _json(given)
+                length = (b"content-length", str(len(body)).encode())
+                await self._start([(b"content-type", b"application/json"), length])
+                await self._piece(body, last=True)
         return 200
 
     async def refuse(self, refused: Refused, scope: Scope, receive: Receive) -> None:

@@ -1,19 +1,17 @@
 """Adapters that come, go and are refused, under load: no request may notice."""
 
-import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import openai
 import pytest
 
 from ragtuned_pipeline.serving import router, service
 from ragtuned_pipeline.tuning import adapter_store
+from ragtuned_pipeline_tests.serving.steady_load import History, load
 from ragtuned_pipeline_tests.serving.world import (
     HTTP,
     Gateway,
@@ -60,85 +58,27 @@ def answer(running: Gateway, corpus: str) -> str:
     return content.removeprefix("it is ")
 
 
-@dataclass
-class Asked:
-    corpus: str
-    began: float
-    ended: float
-    status: int
-    answer: str
-
-
-async def load(address: str, corpora: list[str], stop: threading.Event) -> list[Asked]:
-    """Ask without a pause, each corpus from two clients, one of which streams."""
-    done: list[Asked] = []
-
-    async def client(http: httpx2.AsyncClient, corpus: str, stream: bool) -> None:
-        asking = openai.AsyncOpenAI(
-            base_url=address, api_key="any", max_retries=0, http_client=http
-        )
-        while not stop.is_set():
-            began, status = time.monotonic(), 200
-            try:
-                given = await asking.chat.completions.create(
-                    model=corpus, messages=MESSAGES, stream=stream
-                )
-                if stream:
-                    text = "".join([c.choices[0].delta.content or "" async for c in given])
-                else:
-                    text = given.choices[0].message.content
-            except openai.APIError as error:
-                status, text = 599, str(error)
-            given_answer = text.removeprefix("it is ")
-            done.append(Asked(corpus, began, time.monotonic(), status, given_answer))
-
-    async with httpx2.AsyncClient(trust_env=False) as http:
-        clients = [client(http, corpus, stream) for corpus in corpora for stream in (False, True)]
-        await asyncio.gather(*clients)
-    return done
-
-
 def test_no_request_fails_or_is_answered_by_another_adapter_while_adapters_are_swapped(
     adapters: Path, engine: NotingEngine
 ) -> None:
     corpora = ["harbour", "valley"]
-    # For each corpus, what was promoted and when it was seen to serve, as (content, time).
-    promoted = {corpus: [(promote(adapters, corpus, "0"), 0.0)] for corpus in corpora}
-    seen: dict[str, list[float]] = {corpus: [0.0] for corpus in corpora}
     engine.pause = 0.004
-    stop = threading.Event()
-    done: list[Asked] = []
-    with serving(engine, adapters) as running:
-        asking = threading.Thread(
-            target=lambda: done.extend(asyncio.run(load(running.address, corpora, stop)))
-        )
-        asking.start()
+    history = History()
+    for corpus in corpora:
+        history.promote(adapters, corpus, new_adapter(adapters, corpus, "0"))
+    with serving(engine, adapters) as running, load(running.address, corpora, MESSAGES) as done:
         for number in range(1, 21):
             corpus = corpora[number % 2]
             # Every third goes back to the one before, which may not have been unloaded yet.
-            content = promoted[corpus][-2][0] if number % 3 == 0 and number > 3 else None
-            if content is None:
-                content = new_adapter(adapters, corpus, str(number))
-            began = time.monotonic()
-            adapter_store.promote(adapters, corpus, content)
-            promoted[corpus].append((content, began))
-            until(lambda c=corpus, a=content: served(running, c) == a)
-            seen[corpus].append(time.monotonic())
-        stop.set()
-        asking.join()
+            content = history.before(corpus) if number % 3 == 0 and number > 3 else None
+            history.promote(adapters, corpus, content or new_adapter(adapters, corpus, str(number)))
+            until(lambda c=corpus: served(running, c) == history.last(c))
+            history.seen(corpus)
         until(lambda: len(engine.loaded) == 2)  # the replaced ones are gone
 
     assert len(done) > 100
-    assert [each for each in done if each.status != 200] == []
-    for each in done:
-        history, since = promoted[each.corpus], seen[each.corpus]
-        ended_before = [*since[1:], float("inf")]  # when the next one was seen to serve
-        allowed = {
-            content
-            for (content, began), ended in zip(history, ended_before, strict=True)
-            if began <= each.ended and ended >= each.began
-        }
-        assert each.answer in allowed, each
+    assert [each for each in done if each.failed] == []
+    assert [each for each in done if each.answer.split()[-1] not in history.allowed(each)] == []
 
 
 def test_a_promotion_that_the_engine_does_not_take_leaves_the_old_one_answering(

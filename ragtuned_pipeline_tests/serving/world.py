@@ -177,6 +177,11 @@ class Gateway:
         lines = [line.rsplit(" ", 1) for line in text.splitlines() if line[:1] != "#"]
         return {name: float(value) for name, value in lines}
 
+    def metrics_like(self, name: str) -> float:
+        """The sum over all labels of a metric."""
+        found = self.metrics().items()
+        return sum(value for key, value in found if key.partition("{")[0] == name)
+
 
 @contextmanager
 def serving(
