@@ -104,7 +104,9 @@ def _engine(
     turn: GpuTurn | None,
 ) -> Engine:
     if settings.serving.engine == "transformers":
-        raise SettingsError("setting serving.engine: transformers is not there yet")
+        from ragtuned_pipeline.serving.local_engine import LocalEngine
+
+        return LocalEngine(base_model)
     from ragtuned_pipeline.serving.vllm_engine import VllmEngine, rank_of
 
     folders = [each.folder for each in adapters.look().adapters.values()]
