@@ -8,6 +8,9 @@ import pytest
 
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.runs import run_assets
+from ragtuned_pipeline_tests.vllm_stand_in import stand_in
+
+__all__ = ["stand_in"]
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HARBOUR = FIXTURES / "harbour"

@@ -117,12 +117,12 @@ class GpuTurn:
         return False
 
     def waits_for(self) -> str:
-        """Return a sentence that says who has the GPU."""
+        """Return a sentence without its full stop that says who has the GPU."""
         try:
             holder = self._lock.read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             holder = ""
-        return f"the GPU is in use by {holder or 'another process'}; this waits for it"
+        return f"the GPU is in use by {holder or 'another process'}"
 
     def release(self) -> None:
         """Give the turn back, or stop waiting for it; nothing where this user has neither."""

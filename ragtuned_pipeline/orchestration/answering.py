@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from ragtuned_pipeline.evaluation.systems import SYSTEMS, SkippedSystem, answer_all
 from ragtuned_pipeline.evaluation.systems.interface import Answerer, Setup
+from ragtuned_pipeline.inference.gpu_turn import GpuTurn
 from ragtuned_pipeline.item_store import open_items
 from ragtuned_pipeline.orchestration.home import write_text
 from ragtuned_pipeline.orchestration.io import TableStore
-from ragtuned_pipeline.orchestration.steps import code_version
+from ragtuned_pipeline.orchestration.steps import base_model_key, code_version
 from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tables import Failure, table
 from ragtuned_pipeline.tuning.adapter_store import AdapterError, current, find
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ragtuned_pipeline.inference.engine import ChatEngine
     from ragtuned_pipeline.item_store import Items
     from ragtuned_pipeline.orchestration.home import Home
-    from ragtuned_pipeline.orchestration.training import Training
     from ragtuned_pipeline.settings import Settings
 
 
@@ -69,26 +69,29 @@ def answer_table(
     queries: pa.Table,
     tables: Mapping[str, pa.Table],
     settings: Settings,
-    training: Training | None,
+    adapter: Path | None,
     step: str,
+    open_engine: OpenEngine,
 ) -> Given:
     """Return the system's answers to all `queries`.
 
     Args:
         tables: what the system reads, by name; the documents among them.
+        adapter: the folder of the one that the system answers with; None without one.
         step: under which replies are remembered from run to run.
+        open_engine: entered when something is asked that is not remembered.
 
     Raises:
         SettingsError: the base model cannot be loaded.
-        TeacherStopped: the server of embeddings or of the reranker gives none.
+        TeacherStopped: the server of embeddings, of the reranker or of the answering model gives
+            none.
     """
     if not is_asked(system, settings):
         note = SystemNote(skipped="Left out by the setting evaluation.systems.")
         return Given(table("answers", []), note)
-    adapter = home.adapters / corpus / training.adapter if training else None
     with (
         open_items(home.items(corpus), step) as items,
-        _setup(tables, settings, adapter, items) as setup,
+        _setup(tables, settings, adapter, open_engine, items) as setup,
     ):
         answered = answer_all(system, queries, setup)
     if isinstance(answered, SkippedSystem):
@@ -97,27 +100,33 @@ def answer_table(
     return Given(answered.answers, note, answered.failures, items.asked, items.asked - items.known)
 
 
+# From an adapter's folder, or None for the base model alone, and a batch size to an engine, which
+# is closed at the end so that the next step has its memory.
+OpenEngine = Callable[[Path | None, int], AbstractContextManager["ChatEngine"]]
+
 # What replies depend on beside weights and conversation.
-_DECODING = ("inference/transformers_engine.py", "inference/base_models.py")
+_DECODING = {
+    "transformers": ("inference/transformers_engine.py", "inference/base_models.py"),
+    "vllm": ("inference/vllm_engine.py", "inference/vllm_server.py"),
+}
 
 
 @contextmanager
 def _setup(
-    tables: Mapping[str, pa.Table], settings: Settings, adapter: Path | None, items: Items | None
+    tables: Mapping[str, pa.Table],
+    settings: Settings,
+    adapter: Path | None,
+    open_engine: OpenEngine,
+    items: Items | None,
 ) -> Iterator[Setup]:
-    """Yield what a system may use; the engines that it loads are closed at the end, so that the
-    next step has their memory.
+    """Yield what a system may use; the engines that it loads are closed at the end.
 
     Args:
         items: the replies of earlier runs; None to ask the model whatever is asked.
     """
-    import torch
-
-    from ragtuned_pipeline.inference.base_models import identity
     from ragtuned_pipeline.inference.embeddings import embed
     from ragtuned_pipeline.inference.remembered import RememberingEngine
     from ragtuned_pipeline.inference.reranking import rerank
-    from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 
     evaluation, teacher = settings.evaluation, settings.teacher
     embedding = teacher.model_copy(update={"embedding_model": evaluation.embedding_model})
@@ -125,20 +134,12 @@ def _setup(
 
         def load(base_model: str, folder: Path | None, batch_size: int) -> ChatEngine:
             def loaded() -> ChatEngine:
-                engine = TransformersEngine(base_model, folder, batch_size)
-                engines.callback(engine.close)
-                return engine
+                return engines.enter_context(open_engine(folder, batch_size))
 
             if items is None:
                 return loaded()
-            made_by = [
-                identity(base_model),
-                folder.name if folder else "",
-                code_version(*_DECODING),
-                version("transformers"),
-                version("torch"),
-                "cuda" if torch.cuda.is_available() else "cpu",  # which round otherwise
-            ]
+            made_by = [base_model_key(settings.tuning), folder.name if folder else ""]
+            made_by += [answering_engine(settings), _device(settings), engine_key(settings)]
             return RememberingEngine(json.dumps(made_by), loaded, items)
 
         yield Setup(
@@ -152,6 +153,35 @@ def _setup(
             if evaluation.reranking_model
             else None,
         )
+
+
+def answering_engine(settings: Settings) -> str:
+    """Return the package that answers, and its version.
+
+    Raises:
+        TeacherStopped: evaluation.engine is "vllm" and there is no vLLM.
+    """
+    if settings.evaluation.engine == "vllm":
+        from ragtuned_pipeline.inference.vllm_server import vllm_package
+
+        return vllm_package()
+    return f"transformers {version('transformers')}"
+
+
+def _device(settings: Settings) -> str:
+    """What rounds in a way of its own: torch on its device. vLLM's package is of one device."""
+    if settings.evaluation.engine == "vllm":
+        return ""
+    import torch
+
+    return f"torch {version('torch')}, {'cuda' if torch.cuda.is_available() else 'cpu'}"
+
+
+def engine_key(settings: Settings) -> dict[str, Any]:
+    """Return what of code and settings makes the engine decode as it does."""
+    engine = settings.evaluation.engine
+    arguments = list(settings.vllm.arguments) if engine == "vllm" else []
+    return {"code": code_version(*_DECODING[engine]), "arguments": arguments}
 
 
 def write_note(home: Home, corpus: str, system: str, note: SystemNote) -> None:
@@ -168,8 +198,25 @@ _ASKING = {"systems", "questions_per_set", "local_queries", "global_queries", "c
 
 
 def answering_key(settings: Settings) -> dict[str, Any]:
-    """Return the settings that answers depend on, for `settings_key`."""
-    return settings.evaluation.model_dump(mode="json", exclude=_ASKING)
+    """Return what answers depend on beside questions, tables and weights, for `settings_key`."""
+    return settings.evaluation.model_dump(mode="json", exclude=_ASKING) | engine_key(settings)
+
+
+@contextmanager
+def _gpu(home: Home, corpus: str, on_wait: Callable[[str], None] | None) -> Iterator[None]:
+    turn = GpuTurn(home.folder, f"answers about corpus {corpus!r}")
+    try:
+        if on_wait is not None:
+            turn.wait(on_wait)
+        elif not turn.try_take():
+            raise CannotAnswer(
+                f"{turn.waits_for()}; ask when it is free, or, without the GPU, "
+                "with CUDA_VISIBLE_DEVICES= before the command; where `ragtuned serve` has it, "
+                "ask that"
+            )
+        yield
+    finally:
+        turn.release()
 
 
 class CannotAnswer(ValueError):
@@ -178,15 +225,23 @@ class CannotAnswer(ValueError):
 
 @contextmanager
 def prepared_system(
-    home: Home, corpus: str, system: str, content: str | None = None
+    home: Home,
+    corpus: str,
+    system: str,
+    content: str | None = None,
+    on_wait: Callable[[str], None] | None = None,
 ) -> Iterator[Answerer]:
-    """Yield a system ready to answer questions about `corpus`.
+    """Yield a system ready to answer questions about `corpus`, in this process.
+
+    Whatever evaluation.engine says: a few answers are not worth the start of a server.
 
     Args:
         content: the stored adapter that it answers with; None for the promoted one.
+        on_wait: told where another process has the GPU, who that is; None not to wait for it.
 
     Raises:
-        CannotAnswer: it needs something that is not there, or the corpus is too large for it.
+        CannotAnswer: it needs something that is not there, the corpus is too large for it, or the
+            GPU is in use.
         SettingsError: there is no such system, or the base model cannot be loaded.
     """
     if system not in SYSTEMS:
@@ -209,7 +264,19 @@ def prepared_system(
         except AdapterError as error:
             raise CannotAnswer(str(error)) from None
     tables = {name: store.read(name, corpus) for name in names}
-    with _setup(tables, settings, adapter, None) as setup:
+
+    @contextmanager
+    def open_engine(folder: Path | None, batch_size: int) -> Iterator[ChatEngine]:
+        from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
+
+        with _gpu(home, corpus, on_wait):
+            engine = TransformersEngine(settings.tuning.base_model, folder, batch_size)
+            try:
+                yield engine
+            finally:
+                engine.close()
+
+    with _setup(tables, settings, adapter, open_engine, None) as setup:
         prepared = spec.prepare(setup)
         if isinstance(prepared, SkippedSystem):
             raise CannotAnswer(prepared.reason)

@@ -83,6 +83,8 @@ class _Shown:
             self._show_training(event)
         elif event.kind == "teacher":
             self._progress.update(self._run, note=_teacher_note(event.numbers or {}))
+        elif event.kind == "waiting":
+            self._progress.update(self._run, note=(event.numbers or {})["why"])
 
     def _show_training(self, event: StepEvent) -> None:
         numbers = event.numbers or {}

@@ -449,7 +449,7 @@ def forget(
         prepare_environment(home)
         if unfinished_forgetting(home, corpus) is None:
             _write(home, corpus, forgetting)  # first: whatever asking comes to, it goes on
-            right = _right(home, corpus, "tuned", forgetting.questions)
+            right = _right(home, corpus, "tuned", forgetting.questions, on_event)
             forgetting = forgetting.model_copy(update={"answered_before": right})
             _write(home, corpus, forgetting)
         notes: list[str] = []
@@ -463,11 +463,11 @@ def forget(
             _make_anew(home, corpus, on_event)
             training = read_training(home, corpus, "tuned")
             trained = training.adapter if training else None
-            after = _right(home, corpus, "tuned", forgetting.questions, trained)
+            after = _right(home, corpus, "tuned", forgetting.questions, on_event, trained)
             answers = adapter_store.promoted(home.adapters, corpus) is not None
             if not answers:
                 notes.append(_why_none_answers(home, corpus, trained))
-            base = _right(home, corpus, "base", forgetting.questions)
+            base = _right(home, corpus, "base", forgetting.questions, on_event)
         else:
             notes.append("No document is left: nothing was made anew, and nothing answers.")
         replies = _forget_replies(home, corpus)
@@ -557,6 +557,7 @@ def _right(
     corpus: str,
     system: str,
     questions: Sequence[Question],
+    on_event: Callable[[StepEvent], None],
     adapter: str | None = None,
 ) -> int | None:
     """Return how many questions a system answers right, None where it cannot answer.
@@ -570,8 +571,12 @@ def _right(
 
     if not questions:
         return 0
+
+    def waits(why: str) -> None:
+        on_event(StepEvent("waiting", numbers={"why": why}))
+
     try:
-        with prepared_system(home, corpus, system, adapter) as answerer:
+        with prepared_system(home, corpus, system, adapter, waits) as answerer:
             given = answerer.answer([each.question for each in questions])
     # What loading tables, weights and an adapter raises where one is missing or damaged, or memory
     # is short: nothing to be forgotten waits for that. CannotAnswer and SettingsError are such.

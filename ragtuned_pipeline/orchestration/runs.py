@@ -32,7 +32,8 @@ class StepEvent:
     """What the command line shows while a run goes on.
 
     `kind` is "plan" (count = number of steps), "start", "done", "skipped", "training" (numbers =
-    the trainer's progress line) or "teacher" (numbers = what the step has asked so far).
+    the trainer's progress line), "teacher" (numbers = what the step has asked so far) or "waiting"
+    (numbers = {"why": a sentence}).
     """
 
     kind: str
@@ -241,7 +242,7 @@ def _step_count(defs: dg.Definitions, keys: Sequence[dg.AssetKey]) -> int:
 def _tell(entry: EventLogEntry, on_event: Callable[[StepEvent], None]) -> None:
     event = entry.dagster_event
     if event is None:
-        for kind in ("training", "teacher"):
+        for kind in ("training", "teacher", "waiting"):
             if entry.user_message.startswith(f'{{"{kind}"'):
                 line = json.loads(entry.user_message)[kind]
                 on_event(StepEvent(kind, entry.step_key or "", numbers=line))

@@ -6,7 +6,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tables import table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import pyarrow as pa
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from ragtuned_pipeline.inference.calls import Call, Outcome, T, Teacher
     from ragtuned_pipeline.inference.completions import Usage
     from ragtuned_pipeline.inference.engine import ChatEngine
-    from ragtuned_pipeline.inference.vllm_server import ManagedVllm
+    from ragtuned_pipeline.orchestration.gpu_of_run import GpuOfRun
     from ragtuned_pipeline.orchestration.home import Home
     from ragtuned_pipeline.settings import Settings
 
@@ -259,9 +261,13 @@ def _total(usage: Mapping[str, Usage]) -> Usage:
 
 
 class TeacherResource(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """The teacher; a vLLM server that it starts is shared by the steps and stopped with the run."""
+    """The models of a run: the teacher, the base, what answers; and whose turn the GPU is.
 
-    _managed: ManagedVllm | None = PrivateAttr(default=None)
+    There is one vLLM server at a time, shared by the steps that ask the same model, whether as the
+    teacher, as the judge or to answer; it is stopped where a step needs the GPU for itself.
+    """
+
+    _gpu: GpuOfRun | None = PrivateAttr(default=None)
 
     @contextmanager
     def open(
@@ -282,66 +288,134 @@ class TeacherResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             yield None
             return
         scope = Scope(context.run.run_id, context.partition_key)
-        try:
-            backend = self._backend(home, settings)
-        except (SettingsError, TeacherStopped) as error:
-            raise UserError(str(error)) from error
-        with (
-            CompletionStore(home.completions) as store,
-            LlmTeacher(backend, settings.teacher, store, settings.budget, scope) as teacher,
-        ):
+        with ExitStack() as opened:
+            try:
+                backend = opened.enter_context(self._backend(context, home, settings))
+            except (SettingsError, TeacherStopped) as error:
+                raise UserError(str(error)) from error
+            store = opened.enter_context(CompletionStore(home.completions))
+            teacher = opened.enter_context(
+                LlmTeacher(backend, settings.teacher, store, settings.budget, scope)
+            )
             yield ShownTeacher(teacher, lambda: store.usage(scope), context, asset)
 
-    def stop(self) -> None:
-        """Stop the managed server and give its GPU back; nothing where none runs."""
-        if self._managed is not None:
-            self._managed.stop()
-            self._managed = None
-
-    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
-        self.stop()
-
-    def _backend(self, home: Home, settings: Settings) -> Backend:
-        teacher = settings.teacher
-        model = teacher.model or settings.tuning.base_model
-        if teacher.engine == "transformers":
-            from ragtuned_pipeline.inference.transformers_backend import TransformersBackend
-
-            return TransformersBackend(model)
-        if teacher.engine == "vllm":
-            from ragtuned_pipeline.inference.vllm_server import ManagedVllm
-
-            if self._managed is None:
-                self._managed = ManagedVllm(model, teacher, settings.vllm, home.folder / "logs")
-            return self._managed.backend()
-        from ragtuned_pipeline.inference.openai_backend import OpenAIBackend
-
-        return OpenAIBackend(teacher)
+    @contextmanager
+    def alone(self, context: dg.AssetExecutionContext, home: Home) -> Iterator[None]:
+        """Have the GPU in the block, for what this process or a trainer loads: the run's server is
+        stopped, and other processes of the home are waited for."""
+        with self._gpu_of(context, home).alone(_waits(context)):
+            yield
 
     @contextmanager
-    def base(self, settings: Settings, teacher: ShownTeacher) -> Iterator[ChatEngine | None]:
+    def answering(
+        self,
+        context: dg.AssetExecutionContext,
+        home: Home,
+        settings: Settings,
+        adapter: Path | None,
+        batch_size: int,
+    ) -> Iterator[ChatEngine]:
+        """Yield the base model, with an adapter or without one, as evaluation.engine says.
+
+        Args:
+            adapter: the folder of a stored one.
+            batch_size: conversations at once, where this process answers.
+
+        Raises:
+            SettingsError: the base model cannot be loaded.
+        """
+        model = settings.tuning.base_model
+        if settings.evaluation.engine == "vllm":
+            from ragtuned_pipeline.inference.vllm_engine import VllmEngine
+            from ragtuned_pipeline.tuning.sft import adapter_shape
+
+            # One of an earlier setting may have a higher rank.
+            rank = max(settings.tuning.rank, adapter_shape(adapter)[0] if adapter else 0)
+            server = self._gpu_of(context, home).server(model, rank, settings, _waits(context))
+            with server as managed:
+                yield VllmEngine(managed, adapter, settings.teacher)
+            return
+        from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
+
+        with self.alone(context, home):
+            engine = TransformersEngine(model, adapter, batch_size)
+            try:
+                yield engine
+            finally:
+                engine.close()
+
+    @contextmanager
+    def base(
+        self,
+        context: dg.AssetExecutionContext,
+        home: Home,
+        settings: Settings,
+        teacher: ShownTeacher,
+    ) -> Iterator[ChatEngine | None]:
         """Yield the base model as it is before tuning, to ask what it knows already.
 
-        The managed server holds the GPU: where it serves another model there is no room for the
-        base, and nothing is asked.
+        The managed server holds the GPU: where it serves another model as the teacher there is no
+        room for the base, and nothing is asked.
 
         Raises:
             UserError: the base model cannot be loaded.
         """
         from ragtuned_pipeline.inference.base_models import identity
         from ragtuned_pipeline.inference.taught_base import TaughtBase
-        from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 
-        model = settings.tuning.base_model
         try:
             if settings.teacher.engine == "vllm":
-                same = teacher_model(settings) == identity(model)
+                same = teacher_model(settings) == identity(settings.tuning.base_model)
                 yield TaughtBase(teacher) if same else None
                 return
-            engine = TransformersEngine(model, batch_size=settings.evaluation.batch_size)
-        except SettingsError as error:
+            if settings.teacher.engine == "transformers":  # then the GPU is this process's
+                own = {"engine": "transformers"}
+                evaluation = settings.evaluation.model_copy(update=own)
+                settings = settings.model_copy(update={"evaluation": evaluation})
+            batch_size = settings.evaluation.batch_size
+            with self.answering(context, home, settings, None, batch_size) as engine:
+                yield engine
+        except (SettingsError, TeacherStopped) as error:
             raise UserError(str(error)) from error
-        try:
-            yield engine
-        finally:
-            engine.close()
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        if self._gpu is not None:
+            self._gpu.end()
+            self._gpu = None
+
+    @contextmanager
+    def _backend(
+        self, context: dg.AssetExecutionContext, home: Home, settings: Settings
+    ) -> Iterator[Backend]:
+        teacher = settings.teacher
+        model = teacher.model or settings.tuning.base_model
+        if teacher.engine == "transformers":
+            from ragtuned_pipeline.inference.transformers_backend import TransformersBackend
+
+            with self.alone(context, home):
+                yield TransformersBackend(model)
+        elif teacher.engine == "vllm":
+            from ragtuned_pipeline.inference.base_models import identity
+
+            answers = settings.evaluation.engine == "vllm"
+            answers = answers and identity(model) == identity(settings.tuning.base_model)
+            rank = settings.tuning.rank if answers else 0
+            server = self._gpu_of(context, home).server(model, rank, settings, _waits(context))
+            with server as managed:
+                yield managed.backend()
+        else:
+            from ragtuned_pipeline.inference.openai_backend import OpenAIBackend
+
+            yield OpenAIBackend(teacher)
+
+    def _gpu_of(self, context: dg.AssetExecutionContext, home: Home) -> GpuOfRun:
+        from ragtuned_pipeline.orchestration.gpu_of_run import GpuOfRun
+
+        if self._gpu is None:
+            self._gpu = GpuOfRun(home.folder, f"a run of corpus {context.partition_key!r}")
+        return self._gpu
+
+
+def _waits(context: dg.AssetExecutionContext) -> Callable[[str], None]:
+    """Return what shows that a step waits for the GPU."""
+    return lambda reason: context.log.info(json.dumps({"waiting": {"why": reason}}))

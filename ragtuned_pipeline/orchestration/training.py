@@ -31,6 +31,7 @@ from ragtuned_pipeline.tuning.trainer import KEEP_FREED_MEMORY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     import pyarrow as pa
@@ -129,6 +130,7 @@ def train_adapter(
     rows: pa.Table,
     held_out: pa.Table | None,
     settings: TuningSettings,
+    gpu: AbstractContextManager[None],
     retuning: Retuning | None = None,
 ) -> tuple[Training, bool]:
     """Train on `rows` unless that was done already; return the training and whether it was.
@@ -141,6 +143,7 @@ def train_adapter(
     Args:
         rows: table training_rows.
         held_out: other wordings, for a loss: system, prompt, completion.
+        gpu: entered while there is something to train (TeacherResource.alone).
         retuning: None for an adapter that is never promoted: it starts from scratch.
 
     Raises:
@@ -182,7 +185,8 @@ def train_adapter(
     # The folder is named by everything that the adapter depends on: one that was trained and could
     # not be stored, as on a full disk, is not trained again.
     if not (folder / "result.json").is_file():
-        _run_trainer(context, pipes, job)
+        with gpu:
+            _run_trainer(context, pipes, job)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     adapter = adapter_store.store(folder / "adapter", home.adapters, corpus, settings.base_model)
     if retuning:

@@ -18,13 +18,18 @@ _PACKAGES = ("dagster", "torch", "transformers", "trl", "peft", "graspologic-nat
 
 
 def versions(
-    training: Training | None, training_rows: pa.Table, queries: pa.Table
+    training: Training | None, training_rows: pa.Table, queries: pa.Table, engine: str
 ) -> dict[str, str]:
-    """Return versions by name; the adapter and its base by content hash."""
+    """Return versions by name; the adapter and its base by content hash.
+
+    Args:
+        engine: what the models answered with.
+    """
     made = {
         "ragtuned-pipeline": __version__,
         "python": platform.python_version(),
         **{package: version(package) for package in _PACKAGES},
+        "answering engine": engine,
         "data training_rows": content_hash(training_rows),
         "data queries": content_hash(queries),
     }

@@ -21,6 +21,7 @@ from ragtuned_pipeline.inference.base_models import identity
 from ragtuned_pipeline.inference.calls import TeacherStopped
 from ragtuned_pipeline.inference.vllm_server import ManagedVllm, serve
 from ragtuned_pipeline.settings import TeacherSettings, VllmSettings
+from ragtuned_pipeline_tests.vllm_stand_in import alive, started
 
 TEACHER = TeacherSettings(engine="vllm")
 
@@ -28,20 +29,6 @@ TEACHER = TeacherSettings(engine="vllm")
 def settings(mode: str = "", **others: object) -> VllmSettings:
     arguments = ("--mode", mode) if mode else ()
     return VllmSettings(arguments=arguments, **others)
-
-
-def started(stand_in: Path) -> list[int]:
-    return [int(pid) for pid in stand_in.read_text(encoding="utf-8").split()]
-
-
-def alive(pids: list[int]) -> list[int]:
-    found = []
-    for pid in pids:
-        with contextlib.suppress(FileNotFoundError):
-            state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
-            if state[0] != "Z":
-                found.append(pid)
-    return found
 
 
 def free(address: str) -> bool:

@@ -445,7 +445,8 @@ def test_a_refused_adapter_is_probed_and_told(
             past.append(home, corpus, entries, entry)
         return "run"
 
-    def right(_home: Home, _corpus: str, system: str, _questions: object, *adapter: object) -> int:
+    def right(_home: Home, _corpus: str, system: str, *others: object) -> int:
+        _questions, _on_event, *adapter = others
         asked.append((system, *adapter))
         return 0
 
@@ -479,7 +480,7 @@ def test_an_adapter_that_cannot_be_loaded_is_not_asked(home: Home) -> None:
     write_text(home.adapters / "notes" / ("a" * 20) / "base_model.json", json.dumps(base))
     questions = plan_forgetting(home, "notes", "secret.md").questions
     assert questions
-    assert forgetting._right(home, "notes", "tuned", questions) is None
+    assert forgetting._right(home, "notes", "tuned", questions, quiet) is None
 
 
 def test_a_crash_of_the_asking_does_not_hold_it_up(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def tuned(
     retuning = Retuning(start, stated(told))
     client = pipes or InThisProcess()
     with dg.build_asset_context(partition_key=CORPUS) as context:
-        return train_adapter(context, home, client, "tuned", told, held_out, settings, retuning)
+        made_of = (told, held_out, settings, nullcontext(), retuning)
+        return train_adapter(context, home, client, "tuned", *made_of)
 
 
 def job_of(home: Home, told: pa.Table, **changes: Any) -> dict[str, Any]:
@@ -259,7 +261,7 @@ def test_an_adapter_that_is_never_promoted_starts_from_scratch(home: Home) -> No
         dg.build_asset_context(partition_key=CORPUS) as context,
         pytest.raises(Started) as started,
     ):
-        train_adapter(context, home, client, "control", told, None, TUNING, retuning=None)
+        train_adapter(context, home, client, "control", told, None, TUNING, nullcontext())
     assert started.value.args[0]["start_from"] is None
 
 

@@ -7,8 +7,8 @@ import dagster as dg
 import pyarrow as pa
 
 from ragtuned_pipeline.evaluation.ablation import VARIANTS
-from ragtuned_pipeline.orchestration.answering import answer_table, answering_key
-from ragtuned_pipeline.orchestration.assets.answers import TUNED_CODE
+from ragtuned_pipeline.orchestration.answering import answering_key
+from ragtuned_pipeline.orchestration.assets.answers import TUNED_CODE, asset_answers
 from ragtuned_pipeline.orchestration.assets.judging import (
     JUDGING,
     judge_answers,
@@ -115,10 +115,10 @@ def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
             return dg.MaterializeResult(
                 data_version=dg.DataVersion("none"), metadata={"skipped": "no rows"}
             )
-        teacher.stop()  # the GPU is the trainer's now
         settings = home.home.settings(context.partition_key)
         tuning = variant_tuning(name, settings.tuning, settings.ablation)
-        made = train_adapter(context, home.home, pipes, _purpose(name), rows, None, tuning)
+        gpu = teacher.alone(context, home.home)
+        made = train_adapter(context, home.home, pipes, _purpose(name), rows, None, tuning, gpu)
         return training_result(context, home.home, *made)
 
     @table_assets(
@@ -137,18 +137,19 @@ def _variant_assets(name: str) -> list[dg.AssetsDefinition]:
         documents: pa.Table,
         **rows: pa.Table,
     ) -> Iterator[Any]:
-        corpus, settings = context.partition_key, home.home.settings(context.partition_key)
+        settings = home.home.settings(context.partition_key)
         [own] = rows.values()
-        training = read_training(home.home, corpus, _purpose(name)) if own.num_rows else None
+        known = read_training(home.home, context.partition_key, _purpose(name))
+        training = known if own.num_rows else None
 
         def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
             output = f"answers_ablation_{name}"
             if training is None:
                 return {output: table("answers", [])}, {"skipped": "not tuned"}
-            teacher.stop()  # the GPU is the variant's now
-            answered = answer_table(
+            answered = asset_answers(
+                context,
                 home.home,
-                corpus,
+                teacher,
                 "tuned",
                 ablation_queries,
                 {"documents": documents},

@@ -1,7 +1,8 @@
 """evaluation: what each system answers, one asset a system, and the shuffled control."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -10,11 +11,13 @@ import pyarrow as pa
 from ragtuned_pipeline.evaluation.systems import SYSTEMS
 from ragtuned_pipeline.inference.calls import TeacherStopped
 from ragtuned_pipeline.orchestration.answering import (
+    Given,
     answer_table,
     answering_key,
     is_asked,
     write_note,
 )
+from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.steps import (
@@ -31,14 +34,48 @@ from ragtuned_pipeline.orchestration.steps import (
 from ragtuned_pipeline.orchestration.teaching import TeacherResource
 from ragtuned_pipeline.orchestration.training import (
     TRAINING_CODE,
+    Training,
     read_training,
     train_adapter,
     training_result,
 )
-from ragtuned_pipeline.settings import SettingsError
+from ragtuned_pipeline.settings import Settings, SettingsError
 from ragtuned_pipeline.tables import failures_table
 
 TUNED_CODE = code_behind("evaluation/systems/tuned.py")
+
+
+def asset_answers(
+    context: dg.AssetExecutionContext,
+    home: Home,
+    teacher: TeacherResource,
+    system: str,
+    queries: pa.Table,
+    tables: Mapping[str, pa.Table],
+    settings: Settings,
+    training: Training | None,
+    step: str,
+) -> Given:
+    """Return the answers of a system in a step; arguments as of `answer_table`.
+
+    Raises:
+        UserError: what it needs cannot be loaded or reached.
+    """
+    adapter = home.adapters / context.partition_key / training.adapter if training else None
+    try:
+        return answer_table(
+            home,
+            context.partition_key,
+            system,
+            queries,
+            tables,
+            settings,
+            adapter,
+            step,
+            partial(teacher.answering, context, home, settings),
+        )
+    except (SettingsError, TeacherStopped) as error:
+        raise UserError(str(error)) from error
 
 
 def _answers_asset(system: str) -> dg.AssetsDefinition:
@@ -69,13 +106,17 @@ def _answers_asset(system: str) -> dg.AssetsDefinition:
         training = read_training(home.home, corpus, "tuned") if spec.uses_adapter else None
 
         def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
-            teacher.stop()  # the GPU is this system's now
-            try:
-                given = answer_table(
-                    home.home, corpus, system, queries, tables, settings, training, outputs[0]
-                )
-            except (SettingsError, TeacherStopped) as error:
-                raise UserError(str(error)) from error
+            given = asset_answers(
+                context,
+                home.home,
+                teacher,
+                system,
+                queries,
+                tables,
+                settings,
+                training,
+                outputs[0],
+            )
             write_note(home.home, corpus, system, given.note)
             made = (given.answers, failures_table(given.failures))
             return dict(zip(outputs, made, strict=True)), {
@@ -159,14 +200,14 @@ def control_adapter(
     control_rows: pa.Table,
 ) -> dg.MaterializeResult[Any]:
     """An adapter tuned on the shuffled rows: it can score only by what is not knowledge."""
-    teacher.stop()  # the GPU is the trainer's now
     if not control_rows.num_rows:
         return dg.MaterializeResult(
             data_version=dg.DataVersion("none"),
             metadata={"skipped": "too few facts to shuffle answers among them"},
         )
     tuning = home.home.settings(context.partition_key).tuning
-    made = train_adapter(context, home.home, pipes, "control", control_rows, None, tuning)
+    gpu = teacher.alone(context, home.home)
+    made = train_adapter(context, home.home, pipes, "control", control_rows, None, tuning, gpu)
     return training_result(context, home.home, *made)
 
 
@@ -181,6 +222,7 @@ def control_adapter(
 def control_answers(
     context: dg.AssetExecutionContext,
     home: HomeResource,
+    teacher: TeacherResource,
     control_queries: pa.Table,
     documents: pa.Table,
 ) -> Iterator[Any]:
@@ -189,9 +231,10 @@ def control_answers(
     training = read_training(home.home, corpus, "control") if control_queries.num_rows else None
 
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
-        given = answer_table(
+        given = asset_answers(
+            context,
             home.home,
-            corpus,
+            teacher,
             "tuned",
             control_queries,
             {"documents": documents},

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from ragtuned_pipeline.evaluation.ablation import VARIANTS
 from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET
 from ragtuned_pipeline.evaluation.systems import SYSTEMS
-from ragtuned_pipeline.orchestration.answering import read_note
+from ragtuned_pipeline.inference.calls import TeacherStopped
+from ragtuned_pipeline.orchestration.answering import answering_engine, read_note
 from ragtuned_pipeline.orchestration.assets.ablation import read_ablation
 from ragtuned_pipeline.orchestration.assets.judging import judges
 from ragtuned_pipeline.orchestration.assets.promotion import gate_metadata, history_metadata
@@ -21,6 +22,7 @@ from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.steps import (
     OWNER,
+    UserError,
     code_version,
     partitioned_check,
     run_step,
@@ -139,6 +141,11 @@ def scorecard(
             ),
             asked.teacher,
         )
+    try:
+        engine = answering_engine(settings)
+    except TeacherStopped as error:
+        raise UserError(str(error)) from error
+    training = read_training(home.home, corpus, "tuned")
     made = score(
         corpus=corpus,
         queries=queries,
@@ -158,7 +165,7 @@ def scorecard(
         judge=_judge(settings, judgements, queries, answers),
         ablation=read_ablation(home, corpus, queries, judgements),
         general_ability=ability_summary(probe, settings.evaluation.seed),
-        versions=versions(read_training(home.home, corpus, "tuned"), training_rows, queries),
+        versions=versions(training, training_rows, queries, engine),
         seed=settings.evaluation.seed,
     )
     file = home.home.report(corpus) / "scorecard.json"

@@ -194,9 +194,9 @@ def general_ability(
     adapter = home.home.adapters / corpus / training.adapter if training else None
 
     def compute() -> tuple[dict[str, pa.Table], dict[str, Any]]:
-        teacher.stop()  # the GPU is the probed model's now
         try:
-            models = [probe(base_model, each, settings.probe) for each in (None, adapter)]
+            with teacher.alone(context, home.home):
+                models = [probe(base_model, each, settings.probe) for each in (None, adapter)]
         except SettingsError as error:
             raise UserError(str(error)) from error
         made = pa.concat_tables(models)

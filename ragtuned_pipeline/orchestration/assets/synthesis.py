@@ -67,7 +67,7 @@ def pairs(
                 made = synthesise(*memory, settings.synthesis)
             else:
                 told = system_message(settings.tuning.base_model)
-                with teacher.base(settings, asked) as base:
+                with teacher.base(context, home.home, settings, asked) as base:
                     made = synthesise_with_teacher(*memory, asked, base, settings.synthesis, told)
                     replay = _replay(made.qa_pairs, base, settings, told)
             usage, shown = account(asked)

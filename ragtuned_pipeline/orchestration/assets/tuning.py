@@ -40,7 +40,6 @@ def lora_adapter(
     from ragtuned_pipeline.evaluation.questions.queries import trained_facts
     from ragtuned_pipeline.tuning.warm_start import statements
 
-    teacher.stop()  # the GPU is the trainer's now
     settings = home.home.settings(context.partition_key)
     tuning = settings.tuning
     facts = trained_facts(training_rows)
@@ -58,6 +57,7 @@ def lora_adapter(
         training_rows,
         as_rows(other_wordings, system_message(tuning.base_model)),
         tuning,
+        teacher.alone(context, home.home),
         Retuning(settings.retuning, statements(qa_pairs)),
     )
     return training_result(context, home.home, *made)

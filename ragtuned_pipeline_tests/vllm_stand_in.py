@@ -1,5 +1,6 @@
 """A stand-in for vLLM's own program, as a package `vllm` of the tests' own."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,27 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "site" / "vllm" / "entrypoints" / "openai"
     folder.mkdir(parents=True)
     (folder / "api_server.py").write_text(STAND_IN, encoding="utf-8")
+    (folder.parents[1] / "__init__.py").touch()
+    about = tmp_path / "site" / "vllm_stand_in-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Name: vllm-stand-in\nVersion: 1.0\n", encoding="utf-8")
+    (about / "top_level.txt").write_text("vllm\n", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     monkeypatch.syspath_prepend(tmp_path / "site")
     return folder / "started"
+
+
+def started(stand_in: Path) -> list[int]:
+    """The ids of the servers that were started, each followed by its child's."""
+    return [int(pid) for pid in stand_in.read_text(encoding="utf-8").split()]
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those of the processes that still run."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError):
+            state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+            if state[0] != "Z":
+                found.append(pid)
+    return found

@@ -1,0 +1,240 @@
+"""The GPU as a run uses it, with real processes; a stand-in takes vLLM's place."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+
+from ragtuned_pipeline.inference import gpu_turn
+from ragtuned_pipeline.inference.engine import chat
+from ragtuned_pipeline.inference.vllm_engine import VllmEngine
+from ragtuned_pipeline.orchestration.answering import (
+    CannotAnswer,
+    Given,
+    answer_table,
+    answering_engine,
+    answering_key,
+    prepared_system,
+)
+from ragtuned_pipeline.orchestration.gpu_of_run import GpuOfRun
+from ragtuned_pipeline.orchestration.home import Home
+from ragtuned_pipeline.orchestration.io import TableStore, write_parquet
+from ragtuned_pipeline.orchestration.teaching import TeacherResource
+from ragtuned_pipeline.settings import Settings, load_settings
+from ragtuned_pipeline.tables import SCHEMAS, table
+from ragtuned_pipeline_tests.vllm_stand_in import alive, started
+
+# Another process of the home.
+WAITS = """
+import sys
+from pathlib import Path
+from ragtuned_pipeline.inference.gpu_turn import wait_for_gpu
+
+home = Path(sys.argv[1])
+say = lambda reason: print(reason, flush=True)
+with wait_for_gpu(home, "a training", say, present=True):
+    say("in use by two" if (home / "in use").exists() else "has it")
+    sys.stdin.readline()
+"""
+TAKES = """
+import sys
+from pathlib import Path
+from ragtuned_pipeline.inference.gpu_turn import GpuTurn
+
+print(GpuTurn(Path(sys.argv[1]), "a server", present=True).try_take())
+"""
+
+
+class Waiting:
+    """A step of another run, in a process of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", WAITS, str(home)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def says(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def end(self) -> None:
+        self._process.communicate("\n")
+
+
+def can_take(home: Path) -> bool:
+    """Whether a server in another process would get the GPU."""
+    command = [sys.executable, "-c", TAKES, str(home)]
+    return subprocess.run(command, capture_output=True, check=True).stdout == b"True\n"
+
+
+def settings(**evaluation: str) -> Settings:
+    return load_settings(Path("nowhere"), overrides={"evaluation": evaluation}, environment={})
+
+
+@pytest.fixture
+def gpu(tmp_path: Path) -> Iterator[GpuOfRun]:
+    gpu = GpuOfRun(tmp_path, "a run", present=True)
+    yield gpu
+    gpu.end()
+
+
+def ask(gpu: GpuOfRun, max_rank: int = 0) -> None:
+    with gpu.server("embedded", max_rank, settings(), pytest.fail) as managed:
+        VllmEngine(managed, None, settings().teacher).generate([chat("Hello")], 8)
+
+
+def test_steps_share_a_server_until_one_needs_the_gpu(
+    gpu: GpuOfRun, stand_in: Path, tmp_path: Path
+) -> None:
+    ask(gpu, max_rank=8)
+    ask(gpu, max_rank=8)
+    ask(gpu)
+    assert len(started(stand_in)) == 2  # a server and its child
+    ask(gpu, max_rank=16)  # the first takes no such adapter
+    assert len(alive(started(stand_in))) == 2
+    with gpu.alone(pytest.fail):
+        assert not alive(started(stand_in))
+    ask(gpu)
+    assert len(started(stand_in)) == 6
+
+
+def test_between_steps_the_gpu_is_kept_from_a_server_and_given_to_a_run(
+    gpu: GpuOfRun, stand_in: Path, tmp_path: Path
+) -> None:
+    ask(gpu)
+    assert not can_take(tmp_path)
+    other = Waiting(tmp_path)
+    assert "a run" in other.says()
+    assert other.says() == "has it"
+    assert not alive(started(stand_in))
+    told: list[str] = []
+
+    def end(reason: str) -> None:
+        told.append(reason)
+        other.end()
+
+    with gpu.alone(end):
+        assert "a training" in told[0]
+    gpu.end()
+    assert can_take(tmp_path)
+
+
+def test_a_step_has_the_gpu_to_its_end(gpu: GpuOfRun, tmp_path: Path) -> None:
+    with gpu.alone(pytest.fail):
+        (tmp_path / "in use").touch()
+        other = Waiting(tmp_path)
+        assert "a run" in other.says()
+        time.sleep(1.0)  # time to give it away
+        (tmp_path / "in use").unlink()
+    assert other.says() == "has it"
+    other.end()
+
+
+def test_a_step_that_fails_while_it_waits_is_next_no_more(tmp_path: Path) -> None:
+    holder = Waiting(tmp_path)
+    assert holder.says() == "has it"
+    gpu = GpuOfRun(tmp_path, "a run", present=True)
+
+    def fail(reason: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), gpu.alone(fail):
+        pytest.fail("it has no turn")
+    holder.end()
+    assert can_take(tmp_path)
+    gpu.end()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    (tmp_path / "notes").mkdir()
+    home = Home(tmp_path / "home")
+    home.register("notes", tmp_path / "notes", None, {})
+    return home
+
+
+def queries(*questions: str) -> pa.Table:
+    fields = dict.fromkeys(SCHEMAS["queries"].names)
+    rows = [{**fields, "id": f"query-{each}", "question": each} for each in questions]
+    return table("queries", rows)
+
+
+def answered(home: Home, asked: Settings, *questions: str) -> Given:
+    """What a run of its own gives."""
+    teacher = TeacherResource()
+    with dg.build_asset_context(partition_key="notes") as context:
+        try:
+            return answer_table(
+                home,
+                "notes",
+                "base",
+                queries(*questions),
+                {"documents": table("documents", [])},
+                asked,
+                None,
+                "answers_base",
+                partial(teacher.answering, context, home, asked),
+            )
+        finally:
+            with dg.build_init_resource_context() as end:
+                teacher.teardown_after_execution(end)
+
+
+def test_another_engine_answers_anew_and_remembered_answers_start_nothing(
+    home: Home, stand_in: Path
+) -> None:
+    ours, theirs = settings(), settings(engine="vllm")
+    assert answered(home, ours, "Why?").replies_anew == 1
+    assert not stand_in.exists()
+    given = answered(home, theirs, "Why?", "How?")
+    assert given.replies_anew == 2
+    assert "--served-model-name" in given.answers["answer"][0].as_py()
+    assert len(started(stand_in)) == 2
+    assert not alive(started(stand_in))
+    again = answered(home, theirs, "Why?", "How?")
+    assert (again.replies, again.replies_anew) == (2, 0)
+    assert again.answers.equals(given.answers)
+    assert len(started(stand_in)) == 2
+    with_others = load_settings(
+        home.folder,
+        overrides={"evaluation": {"engine": "vllm"}, "vllm": {"arguments": "--dtype,float32"}},
+        environment={},
+    )
+    assert len({str(answering_key(each)) for each in (ours, theirs, with_others)}) == 3
+    assert answered(home, with_others, "Why?").replies_anew == 1
+    assert answering_engine(theirs) == "vllm-stand-in 1.0"
+    assert answering_engine(ours).startswith("transformers ")
+
+
+def test_a_question_on_the_command_line_does_not_take_the_gpu_from_anybody(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parquet(table("documents", []), TableStore(home.tables).path("documents", "notes"))
+    monkeypatch.setattr(gpu_turn, "gpu_present", lambda: True)
+    holder = Waiting(home.folder)
+    assert holder.says() == "has it"
+    with (
+        pytest.raises(CannotAnswer, match=r"in use by process \d+, a training; ask when"),
+        prepared_system(home, "notes", "base"),
+    ):
+        pytest.fail("it has no GPU")
+
+    def end(_reason: str) -> None:
+        holder.end()
+
+    with prepared_system(home, "notes", "base", on_wait=end) as answerer:
+        assert len(answerer.answer(["Why?"])) == 1
+    with prepared_system(home, "notes", "base"):
+        assert not can_take(home.folder)
+    assert can_take(home.folder)
