@@ -7,13 +7,14 @@ from ragtuned_pipeline.evaluation.systems import SYSTEMS
 from ragtuned_pipeline.inference.calls import TeacherStopped
 from ragtuned_pipeline.inference.vllm_server import interpreter
 from ragtuned_pipeline.orchestration.teaching import judging_settings, teacher_model
-from ragtuned_pipeline.settings import Settings, SettingsError
+from ragtuned_pipeline.settings import Settings, SettingsError, TuningSettings
 from ragtuned_pipeline.tuning.base_models import refuse_missing_gpu
 
 
 def check_early(settings: Settings) -> None:
     """Raise SettingsError where a later step would refuse the settings, hours into a run."""
     refuse_missing_gpu(settings.tuning)
+    _refuse_small_gpu(settings.tuning)
     if settings.teacher.engine != "none":
         teacher_model(settings)
     if settings.judge.engine == "teacher":
@@ -29,3 +30,20 @@ def check_early(settings: Settings) -> None:
         raise SettingsError(
             f"setting evaluation.systems: {unknown[0]!r} is not one of {', '.join(SYSTEMS)}"
         )
+
+
+def _refuse_small_gpu(tuning: TuningSettings) -> None:
+    """Raise SettingsError where the GPUs that the settings ask for do not hold the training.
+
+    Where no GPU is asked for, the plan of the training itself says so: it is then the embedded
+    model's as a rule, and looking costs the seconds that torch takes to load.
+    """
+    if not tuning.require_cuda:
+        return
+    from ragtuned_pipeline.tuning.machine import this_machine
+    from ragtuned_pipeline.tuning.training_plan import base_shape, settings_refusal
+
+    machine = this_machine(tuning).emptied()
+    refusal = settings_refusal(base_shape(tuning.base_model), tuning, machine)
+    if refusal:
+        raise SettingsError(refusal)

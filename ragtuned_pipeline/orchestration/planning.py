@@ -219,8 +219,9 @@ def plan_tuning(
         chosen = select_training_rows(made.qa_pairs, row_counter(tokenizer), tuning)
     except NothingToTrain as error:
         return None, str(error)
+    machine = this_machine(tuning).emptied()  # a server gives the GPU back before a training
     plan = plan_rows(
-        chosen.training_rows, tokenizer, base_shape(tuning.base_model), tuning, this_machine(tuning)
+        chosen.training_rows, tokenizer, base_shape(tuning.base_model), tuning, machine
     )
     lost = chosen.left_out.get(TOO_LONG, 0)
     warning = lost_rows(lost, lost + chosen.training_rows.num_rows, chosen.longest, tuning)

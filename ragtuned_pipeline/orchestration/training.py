@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -24,7 +24,7 @@ from ragtuned_pipeline.orchestration.steps import (
     code_version,
     settings_key,
 )
-from ragtuned_pipeline.settings import RetuningSettings, TuningSettings
+from ragtuned_pipeline.settings import RetuningSettings, SettingsError, TuningSettings
 from ragtuned_pipeline.tables import content_hash
 from ragtuned_pipeline.tuning.sft import RUNNING_SETTINGS
 from ragtuned_pipeline.tuning.trainer import KEEP_FREED_MEMORY
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+
+    from ragtuned_pipeline.tuning.training_plan import TrainingPlan
 
 TRAINING_CODE = tuple(
     f"tuning/{name}.py"
@@ -70,7 +72,8 @@ class Training:
 
     `result` is the trainer's TrainResult; `base_model` the identity of the base's weights.
     `started_from` is the adapter that it went on from, "" where it started from scratch, and
-    `start` says why.
+    `start` says why. `plan` is what was planned before it started, as
+    training_plan.TrainingPlan; empty where an earlier version trained it.
     """
 
     fingerprint: str
@@ -80,6 +83,7 @@ class Training:
     result: dict[str, Any]
     started_from: str = ""
     start: str = ""
+    plan: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,8 @@ def train_adapter(
         retuning: None for an adapter that is never promoted: it starts from scratch.
 
     Raises:
-        UserError: the trainer refused (no GPU, no base model, no rows); its reason is the message.
+        UserError: the plan or the trainer refused (no GPU, too little memory, no base model, no
+            rows); the reason is the message.
     """
     from ragtuned_pipeline.tuning import adapter_store
     from ragtuned_pipeline.tuning.warm_start import learned_rows, rows_file
@@ -184,8 +189,11 @@ def train_adapter(
     }
     # The folder is named by everything that the adapter depends on: one that was trained and could
     # not be stored, as on a full disk, is not trained again.
-    if not (folder / "result.json").is_file():
-        with gpu:
+    with gpu:  # the plan looks at what its memory has free
+        plan = _planned(context, start.rows, settings)
+        if not (folder / "result.json").is_file():
+            if plan.refusal:
+                raise UserError(plan.refusal)
             _run_trainer(context, pipes, job)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     adapter = adapter_store.store(folder / "adapter", home.adapters, corpus, settings.base_model)
@@ -200,6 +208,7 @@ def train_adapter(
         result,
         started_from=start.adapter,
         start=start.reason,
+        plan=asdict(plan) | {"warnings": list(plan.warnings)},
     )
     _write_training(home, corpus, purpose, training)
     shutil.rmtree(folder)
@@ -287,6 +296,30 @@ def _put(rows: pa.Table, path: Path) -> Path:
     return path
 
 
+def _planned(
+    context: dg.AssetExecutionContext, rows: pa.Table, settings: TuningSettings
+) -> TrainingPlan:
+    """Return the plan of the training, and tell it in the run's log.
+
+    Raises:
+        UserError: the base model cannot be loaded.
+    """
+    from ragtuned_pipeline.tuning.base_models import load_tokenizer
+    from ragtuned_pipeline.tuning.machine import this_machine
+    from ragtuned_pipeline.tuning.plan_words import plan_lines
+    from ragtuned_pipeline.tuning.training_plan import base_shape, plan_rows
+
+    try:
+        tokenizer, shape = load_tokenizer(settings.base_model), base_shape(settings.base_model)
+        plan = plan_rows(rows, tokenizer, shape, settings, this_machine(settings))
+    except SettingsError as error:
+        raise UserError(str(error)) from error
+    context.log.info("planned: " + "; ".join(f"{what}: {how}" for what, how in plan_lines(plan)))
+    for warning in plan.warnings:
+        context.log.warning(warning)
+    return plan
+
+
 def _run_trainer(
     context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient, job: dict[str, Any]
 ) -> None:
@@ -325,6 +358,7 @@ def training_result(
         "overlong_rows": result["overlong"],
         **numbers,
         **last,
+        "plan": dg.MetadataValue.md(_plan_table(training)),
         "loss_curve": dg.MetadataValue.md(_loss_plot(result)),
     }
     return dg.MaterializeResult(data_version=dg.DataVersion(training.adapter), metadata=metadata)
@@ -351,6 +385,16 @@ _CURVES = {
     "held_out_loss": "held_out_losses",
     "held_out_accuracy": "held_out_accuracies",
 }
+
+
+def _plan_table(training: Training) -> str:
+    """What was planned beside what it was, as a Markdown table."""
+    from ragtuned_pipeline.tuning.plan_words import planned_and_measured
+
+    rows = planned_and_measured(training.plan, training.result)
+    head = ["| | planned | measured |", "|---|---|---|"]
+    warnings = [f"\n{warning}" for warning in training.plan.get("warnings", ())]
+    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows), *warnings])
 
 
 def _loss_plot(result: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ragtuned_pipeline.settings import TuningSettings
 
@@ -26,7 +26,7 @@ _DATA_SHEET = {
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
-_QUERY = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.free", "--format=csv,noheader,nounits"]
+_FIELDS = "index,uuid,name,memory.free,memory.total"
 _MATRIX, _REPEATS = 1024, 7
 
 
@@ -37,6 +37,7 @@ class Machine:
     Attributes:
         devices: processes that share a training, one a GPU.
         free_bytes: of the device that has least; None where that is not known.
+        total_bytes: likewise, of a GPU that nothing else uses.
         peak_flops: operations a second of one device; None where that is not known.
         peak_source: where `peak_flops` comes from, for people.
     """
@@ -45,8 +46,13 @@ class Machine:
     gpu: bool
     devices: int = 1
     free_bytes: int | None = None
+    total_bytes: int | None = None
     peak_flops: float | None = None
     peak_source: str = ""
+
+    def emptied(self) -> Machine:
+        """Return it with all of its GPUs' memory free, as when a server has given it back."""
+        return replace(self, free_bytes=self.total_bytes or self.free_bytes)
 
 
 def this_machine(settings: TuningSettings) -> Machine:
@@ -65,9 +71,9 @@ def this_machine(settings: TuningSettings) -> Machine:
         f"CPU, {torch.get_num_threads()} threads",
         False,
         devices,
-        _available_memory(),
-        _matrix_peak(),
-        f"measured here, float32 {_MATRIX} x {_MATRIX}",
+        free_bytes=_available_memory(),
+        peak_flops=_matrix_peak(),
+        peak_source=f"measured here, float32 {_MATRIX} x {_MATRIX}",
     )
 
 
@@ -75,7 +81,7 @@ def _gpus(rows: Sequence[Sequence[str]], visible: str | None, devices: int) -> M
     """Return the first `devices` (0: all) GPUs that a process may see.
 
     Args:
-        rows: index, uuid, name and free MiB, as nvidia-smi says them.
+        rows: index, uuid, name, free and total MiB, as nvidia-smi says them.
         visible: CUDA_VISIBLE_DEVICES; None where it is not set.
     """
     if visible is not None:
@@ -90,16 +96,18 @@ def _gpus(rows: Sequence[Sequence[str]], visible: str | None, devices: int) -> M
         name,
         True,
         devices or len(rows),
-        min(int(row[3]) for row in rows) << 20,
-        _DATA_SHEET[parts[-1]] if parts else None,
-        f"data sheet of the {parts[-1]}, bfloat16" if parts else "",
+        free_bytes=min(int(row[3]) for row in rows) << 20,
+        total_bytes=min(int(row[4]) for row in rows) << 20,
+        peak_flops=_DATA_SHEET[parts[-1]] if parts else None,
+        peak_source=f"data sheet of the {parts[-1]}, bfloat16" if parts else "",
     )
 
 
 def _nvidia_smi() -> list[list[str]]:
     """Return the lines of nvidia-smi, which makes no context on a GPU as PyTorch does."""
+    asked = ["nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(_QUERY, capture_output=True, text=True, timeout=30, check=True)
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.split(", ") for line in said.stdout.splitlines()]

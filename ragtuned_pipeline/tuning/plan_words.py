@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ragtuned_pipeline.tuning.training_plan import TrainingPlan
@@ -45,3 +46,45 @@ def plan_lines(plan: TrainingPlan) -> list[tuple[str, str]]:
             f"{plan.capacity_bits:,} that the adapter may hold ({100 * share:.2g} %)",
         ),
     ]
+
+
+def planned_and_measured(
+    plan: Mapping[str, Any], result: Mapping[str, Any]
+) -> list[tuple[str, str, str]]:
+    """Return (what, planned, measured) of a finished training; empty without a plan.
+
+    Args:
+        plan: a TrainingPlan as a dict.
+        result: a TrainResult as a dict.
+    """
+    if not plan:
+        return []
+    needed = sum(plan["memory"].values()) / _GIB
+    measured = result.get("peak_memory_gib")
+    estimated = plan["minutes_estimated"]
+    here = "" if estimated is None else f"; {estimated:,.1f} from {plan['estimated_from']}"
+    planned, trained = (f"{told['trainable_parameters']:,}" for told in (plan, result))
+    bits = plan["bits_to_learn"], plan["capacity_bits"]
+    return [
+        ("rows", f"{plan['rows']:,}", f"{result['rows']:,}"),
+        ("tokens", f"{plan['tokens']:,}", f"{result['tokens']:,}"),
+        ("steps", f"{plan['steps']:,}", f"{result['steps']:,}"),
+        (
+            "minutes",
+            f"{plan['minutes_assumed']:,.1f} at tuning.assumed_tokens_per_second{here}",
+            f"{result['seconds'] / 60:,.1f}",
+        ),
+        (
+            "memory of a device, GiB",
+            f"at most {needed:.1f}",
+            "" if measured is None else f"{measured:.1f}",
+        ),
+        ("rows at once", _at_once(plan), _at_once(result)),
+        ("numbers trained", planned, trained),
+        ("bits", f"{bits[0]:,} to learn; at most {bits[1]:,} held", ""),
+    ]
+
+
+def _at_once(told: Mapping[str, Any]) -> str:
+    again = ", gradient checkpointing" if told["gradient_checkpointing"] else ""
+    return f"{told['rows_at_once']}{again}"

@@ -267,6 +267,14 @@ def devices_refusal(settings: TuningSettings, devices: int) -> str:
     )
 
 
+def settings_refusal(shape: ModelShape, settings: TuningSettings, machine: Machine) -> str:
+    """Return why no row could be trained so, "" where the rows decide."""
+    tokens = settings.max_tokens if settings.packing else 1
+    return devices_refusal(settings, machine.devices) or memory_refusal(
+        shape, settings, machine, tokens
+    )
+
+
 def memory_refusal(
     shape: ModelShape,
     settings: TuningSettings,
@@ -305,42 +313,36 @@ def _nearest_that_fits(
 ) -> str:
     """Return a clause that names the setting to change: first what loses nothing."""
     free, devices = machine.free_bytes or 0, machine.devices
-    shorter = next(
-        (
-            most
-            for most in range(
-                tokens // _STEP_TOKENS * _STEP_TOKENS, _LEAST_TOKENS - 1, -_STEP_TOKENS
-            )
-            if _least(shape, settings, most, devices).fits(free)
-        ),
-        None,
-    )
-    lost = int((rows.tokens > shorter).sum()) if rows is not None and shorter else 0
-    if shorter and not lost:
-        return f"the nearest setting that fits is tuning.max_tokens = {shorter}"
-    if machine.gpu and settings.quantization == "none":
+    nearest = "the nearest setting that fits is"
+    shorter = _longest_that_fits(shape, settings, tokens, devices, free)
+    lost = int((rows.tokens > shorter).sum()) if rows is not None and shorter else None
+    if lost == 0:
+        return f"{nearest} tuning.max_tokens = {shorter}, which holds all rows"
+    if machine.gpu and settings.quantization == "none" and settings.parallel == "ddp":
         in_four_bits = settings.model_copy(update={"quantization": "nf4"})
         need = _least(shape, in_four_bits, tokens, devices)
         if need.fits(free):
-            return (
-                "the nearest setting that fits is tuning.quantization = nf4 "
-                f"({_gib(need.total)} GiB)"
-            )
+            return f"{nearest} tuning.quantization = nf4 ({_gib(need.total)} GiB)"
     if shorter:
-        return (
-            f"the nearest setting that fits is tuning.max_tokens = {shorter}, which leaves out "
-            f"{lost:,} rows"
-        )
-    sharing = settings.model_copy(update={"parallel": "fsdp"})
-    for several in range(2, _MOST_DEVICES + 1) if machine.gpu else ():
-        if settings.batch_size % several == 0 and _least(shape, sharing, tokens, several).fits(
-            free
-        ):
-            return (
-                f"the nearest setting that fits is tuning.parallel = fsdp with {several} such "
-                "devices"
-            )
+        left_out = "rows that are longer" if lost is None else f"{lost:,} rows"
+        return f"{nearest} tuning.max_tokens = {shorter}, which leaves out {left_out}"
+    spread = settings.model_copy(update={"parallel": "fsdp", "quantization": "none"})
+    for several in range(devices + 1, _MOST_DEVICES + 1) if machine.gpu else ():
+        if settings.batch_size % several:
+            continue
+        if _least(shape, spread, tokens, several).fits(free):
+            return f"{nearest} tuning.parallel = fsdp on {several} such devices"
     return f"choose a base model of at most about {_largest_model(shape, settings, free)} numbers"
+
+
+def _longest_that_fits(
+    shape: ModelShape, settings: TuningSettings, tokens: int, devices: int, free: int
+) -> int | None:
+    """Return the largest tuning.max_tokens below `tokens` that fits, None for none."""
+    for most in range(tokens // _STEP_TOKENS * _STEP_TOKENS, _LEAST_TOKENS - 1, -_STEP_TOKENS):
+        if _least(shape, settings, most, devices).fits(free):
+            return most
+    return None
 
 
 def _largest_model(shape: ModelShape, settings: TuningSettings, free: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragtuned_pipeline.settings import TuningSettings
-from ragtuned_pipeline.synthesis.facts import KINDS, LOCAL, REPLAY
+from ragtuned_pipeline.synthesis.facts import ENTITY, KINDS, LOCAL, REPLAY, UNANSWERABLE
 from ragtuned_pipeline.synthesis.local import PASSAGE_GENERATOR
 from ragtuned_pipeline.synthesis.rows import (
     NothingToTrain,
@@ -157,6 +158,34 @@ def test_a_budget_for_no_fact_at_all_is_refused() -> None:
         select(pairs_of(fact("a")), 3)
 
 
+@pytest.mark.parametrize(
+    ("facts", "replay_share"),
+    [
+        ([fact("a", 8, LOCAL, 9), fact("b", 3, ENTITY, 40), fact("c", 2, UNANSWERABLE, 7)], 0.0),
+        ([fact("b", 3, ENTITY, 40)], 0.0),
+        ([fact("a", 20, LOCAL, 9), fact("p", 2, LOCAL, 60, generator=PASSAGE_GENERATOR)], 0.0),
+        ([fact("p", 1, LOCAL, 20, generator=PASSAGE_GENERATOR)], 0.0),
+        ([fact("a", 8, LOCAL, 30), *[fact(f"r{n}", 1, REPLAY, 5) for n in range(90)]], 0.4),
+    ],
+)
+def test_the_time_budget_that_is_named_holds_a_fact(
+    facts: list[list[dict[str, Any]]], replay_share: float
+) -> None:
+    """And a tenth less is refused."""
+
+    def with_minutes(minutes: float) -> TrainingSelection:
+        budget = tuning(6000, epochs=4, time_budget_minutes=minutes)  # 6,000 tokens a minute
+        return select_training_rows(pairs_of(*facts), count_words, budget, replay_share)
+
+    with pytest.raises(NothingToTrain, match=r"too few for any fact; .* would hold one") as refused:
+        with_minutes(0.001)
+    [minutes] = re.findall(r"fact; ([\d.]+) would", str(refused.value))
+    assert with_minutes(float(minutes)).training_rows.num_rows
+    if not replay_share:  # what replay leaves is rounded
+        with pytest.raises(NothingToTrain):
+            with_minutes(0.9 * float(minutes))
+
+
 def test_more_budget_means_no_fact_less() -> None:
     kinds = (*KINDS, LOCAL)
     pairs = pairs_of(*(fact(f"f{n}", 8, kinds[n % 6], 3 + n % 4) for n in range(60)))
@@ -243,6 +272,7 @@ def test_rows_that_are_too_long_are_counted_and_not_trained() -> None:
     selection = select(pairs_of(fact("a", 3), fact("b", 2, tokens=40)), 10_000, max_tokens=39)
     assert set(facts_in(selection)) == {"a"}
     assert selection.left_out == {LONG: 2}
+    assert selection.longest == 40
     assert set(facts_in(select(pairs_of(fact("b", 2, tokens=40)), 10_000, max_tokens=40))) == {"b"}
 
 
@@ -253,7 +283,7 @@ def test_nothing_to_train_says_what_the_corpus_needs() -> None:
 
 
 def test_nothing_short_enough_names_the_setting() -> None:
-    with pytest.raises(NothingToTrain, match=r"all 3 training rows.*tuning\.max_tokens = 32"):
+    with pytest.raises(NothingToTrain, match=r"all 3 training rows.*tuning\.max_tokens = 32; .*40"):
         select(pairs_of(fact("a", 3, tokens=40)), 10_000, max_tokens=32)
 
 

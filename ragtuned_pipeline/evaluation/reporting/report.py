@@ -43,6 +43,7 @@ class ReportInputs:
             history, the latest first).
         trained_by: the id of the run that trained the tuned adapter; empty where none is recorded.
         graph_svg: the picture of the graph, or None.
+        planned: (what, planned, measured) of the training; empty where no plan is recorded.
     """
 
     scorecard: Mapping[str, Any]
@@ -57,6 +58,7 @@ class ReportInputs:
     promotion: Mapping[str, Any]
     trained_by: str
     graph_svg: str | None = None
+    planned: Sequence[tuple[str, str, str]] = ()
 
 
 def render(inputs: ReportInputs) -> str:
@@ -95,6 +97,7 @@ def render(inputs: ReportInputs) -> str:
         doubts=trust.doubts(card),
         loss_plot=sections.loss_plot(inputs.curves),
         curves=inputs.curves,
+        planned=inputs.planned,
         promotion=inputs.promotion,
         compared_rows=sections.compared_rows(inputs.promotion["compared"]),
         coverage_rows=sections.coverage_rows(inputs.memory.coverage),

@@ -268,6 +268,7 @@ def report(
     from ragtuned_pipeline.orchestration.lineage import trained_by
     from ragtuned_pipeline.orchestration.promotion_history import history
     from ragtuned_pipeline.orchestration.promotions import report_of_promotion
+    from ragtuned_pipeline.tuning.plan_words import planned_and_measured
 
     corpus, folder = context.partition_key, home.home.report(context.partition_key)
     trainings = {
@@ -303,6 +304,7 @@ def report(
             promotion=report_of_promotion(home.home, corpus),
             trained_by=trained_by(context.instance, corpus, tuned.adapter) if tuned else "",
             graph_svg=picture.read_text(encoding="utf-8") if picture.is_file() else None,
+            planned=planned_and_measured(tuned.plan, tuned.result) if tuned else (),
         ),
         page,
     )
