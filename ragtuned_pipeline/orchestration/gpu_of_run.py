@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,21 +19,31 @@ _LOOK_EVERY = 0.5  # seconds, for another run that waits
 class GpuOfRun:
     """Holds the GPU's turn from its first use to the end of the run.
 
-    So a server that is always up does not come back between two steps. Between two steps another
-    *run* that waits gets the turn: a run may wait there for Dagster's pool, which the other may
-    hold while it waits for the GPU.
+    So a server that is always up does not come back between two steps. Another *run* that waits
+    gets the turn where this one does not use it for a while between two steps: it may wait there
+    for Dagster's pool, which the other may hold while it waits for the GPU.
 
     Args:
         home: the home's folder.
         purpose: who this is, for others.
         present: whether there is a GPU; None to look.
+        idle_seconds: how long between two steps is a while; most follow at once, and each change
+            of runs is the start of a server.
     """
 
-    def __init__(self, home: Path, purpose: str, present: bool | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        purpose: str,
+        present: bool | None = None,
+        idle_seconds: float = 15.0,
+    ) -> None:
         self._home = home
         self._turn = GpuTurn(home, purpose, present)
         self._managed: ManagedVllm | None = None
         self._users = 0
+        self._idle_seconds = idle_seconds
+        self._idle_since = time.monotonic()
         self._lock = threading.RLock()
         self._ended = threading.Event()
         threading.Thread(target=self._give_way, name="gpu of the run", daemon=True).start()
@@ -82,6 +93,7 @@ class GpuOfRun:
         finally:
             with self._lock:
                 self._users -= 1
+                self._idle_since = time.monotonic()
                 if not self._users and not self._turn.held:
                     self._turn.release()  # nobody here waits for it any more
 
@@ -113,6 +125,8 @@ class GpuOfRun:
     def _give_way(self) -> None:
         while not self._ended.wait(_LOOK_EVERY):
             with self._lock:
-                if not self._users and self._turn.held and self._turn.is_wanted():
+                idle = not self._users and self._turn.held
+                a_while = time.monotonic() - self._idle_since >= self._idle_seconds
+                if idle and a_while and self._turn.is_wanted():
                     self._stop_server()
                     self._turn.release()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +16,8 @@ import pyarrow as pa
 import pytest
 
 from ragtuned_pipeline.inference import gpu_turn
+from ragtuned_pipeline.inference.backend import Request
+from ragtuned_pipeline.inference.base_models import EMBEDDED_FOLDER
 from ragtuned_pipeline.inference.engine import chat
 from ragtuned_pipeline.inference.vllm_engine import VllmEngine
 from ragtuned_pipeline.orchestration.answering import (
@@ -84,7 +88,7 @@ def settings(**evaluation: str) -> Settings:
 
 @pytest.fixture
 def gpu(tmp_path: Path) -> Iterator[GpuOfRun]:
-    gpu = GpuOfRun(tmp_path, "a run", present=True)
+    gpu = GpuOfRun(tmp_path, "a run", present=True, idle_seconds=0.0)
     yield gpu
     gpu.end()
 
@@ -105,8 +109,6 @@ def test_steps_share_a_server_until_one_needs_the_gpu(
     assert len(alive(started(stand_in))) == 2
     with gpu.alone(pytest.fail):
         assert not alive(started(stand_in))
-    ask(gpu)
-    assert len(started(stand_in)) == 6
 
 
 def test_between_steps_the_gpu_is_kept_from_a_server_and_given_to_a_run(
@@ -191,6 +193,38 @@ def answered(home: Home, asked: Settings, *questions: str) -> Given:
                 teacher.teardown_after_execution(end)
 
 
+def test_the_teacher_and_what_answers_share_a_server_where_they_are_one_model(
+    home: Home, stand_in: Path
+) -> None:
+    shutil.copytree(EMBEDDED_FOLDER, home.folder / "model")
+    config = home.folder / "model" / "generation_config.json"
+    config.write_text(config.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    teachers = [
+        load_settings(
+            home.folder,
+            overrides={
+                "evaluation": {"engine": "vllm"},
+                "teacher": {"engine": "vllm", "model": model},
+            },
+            environment={},
+        )
+        for model in ("", str(home.folder / "model"))
+    ]
+    counts = []
+    teacher = TeacherResource()
+    with dg.build_asset_context(partition_key="notes") as context:
+        for asked in teachers:
+            with teacher._backend(context, home, asked) as backend:
+                asyncio.run(backend.reply(Request(chat("Hello"), "", None, 8, 0.0, 1)))
+            with teacher.answering(context, home, asked, None, 4) as engine:
+                engine.generate([chat("Hello")], 8)
+            counts.append((len(started(stand_in)), len(alive(started(stand_in)))))
+        with dg.build_init_resource_context() as end:
+            teacher.teardown_after_execution(end)
+    assert counts == [(2, 2), (6, 2)]
+    assert not alive(started(stand_in))
+
+
 def test_another_engine_answers_anew_and_remembered_answers_start_nothing(
     home: Home, stand_in: Path
 ) -> None:
@@ -212,7 +246,6 @@ def test_another_engine_answers_anew_and_remembered_answers_start_nothing(
         environment={},
     )
     assert len({str(answering_key(each)) for each in (ours, theirs, with_others)}) == 3
-    assert answered(home, with_others, "Why?").replies_anew == 1
     assert answering_engine(theirs) == "vllm-stand-in 1.0"
     assert answering_engine(ours).startswith("transformers ")
 
