@@ -1,4 +1,5 @@
-# One image for the webserver, the daemon, run workers and the command line; the command chooses.
+# One image for the webserver, the daemon, run workers, the server of adapters and the command line;
+# the command chooses.
 #
 #   docker build -t ragtuned:cpu .
 #   docker build -t ragtuned:cuda --build-arg VARIANT=cuda .
@@ -9,13 +10,15 @@
 #     ragtuned run /documents --name mine                                   the command line
 #
 # DockerRunLauncher and K8sRunLauncher give the command themselves (`dagster api execute_run ...`).
-# There is no ENTRYPOINT, so that it is run as it stands. docs/operations.md has the whole set-up.
+# There is no ENTRYPOINT, so that it is run as it stands. docs/deployment.md has the whole set-up.
 #
 # Build arguments:
 #   VARIANT   cpu: torch from PyTorch's index of CPU wheels.
-#             cuda: torch from PyPI, which brings the CUDA libraries, and the extra `gpu` (vLLM).
-#   EXTRAS    further extras of this package, e.g. documents
-#   PACKAGES  further packages, e.g. "dagster-postgres==0.29.27 dagster-docker==0.29.27"
+#             cuda: torch from PyPI, which brings the CUDA libraries, and the extras `gpu` (vLLM)
+#             and `quantization`.
+#   EXTRAS    further extras of this package: by default what the folder deploy/ uses; to add one,
+#             name them all, e.g. postgres,docker,kubernetes,documents
+#   PACKAGES  further packages, e.g. "s3fs==2026.2.0"
 ARG VARIANT=cpu
 
 FROM python:3.11.14-slim-bookworm AS base-cpu
@@ -28,7 +31,7 @@ RUN apt-get update \
 
 FROM base-cpu AS build
 ARG VARIANT
-ARG EXTRAS=""
+ARG EXTRAS="postgres,docker,kubernetes"
 ARG PACKAGES=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/ragtuned
@@ -45,7 +48,7 @@ RUN case "$VARIANT" in \
       cpu) pip install --no-cache-dir --no-deps --constraint constraints.txt \
              --index-url https://download.pytorch.org/whl/cpu torch; \
            extras="$EXTRAS" ;; \
-      cuda) extras="gpu${EXTRAS:+,$EXTRAS}" ;; \
+      cuda) extras="gpu,quantization${EXTRAS:+,$EXTRAS}" ;; \
       *) echo "VARIANT is '$VARIANT': choose cpu or cuda" >&2; exit 1 ;; \
     esac; \
     read -ra packages <<< "$PACKAGES"; \
@@ -75,10 +78,15 @@ VOLUME /data
 # The webserver and the daemon look for workspace.yaml here.
 WORKDIR /opt/dagster
 USER 10001:10001
-EXPOSE 3000
-# Asks the webserver where the container runs it; any other command counts as healthy while it runs.
-HEALTHCHECK --interval=30s --timeout=10s --start-period=60s CMD ["/bin/sh", "-c", \
-    "! grep -aq dagster-webserver /proc/1/cmdline || python -c \
-    'import urllib.request as u; u.urlopen(\"http://127.0.0.1:3000/server_info\", timeout=5)'"]
+EXPOSE 3000 8008
+# Asks the webserver, or the server of adapters, where the container runs it; any other command
+# counts as healthy while it runs. The first start of a server loads or downloads its base model.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=900s CMD ["/bin/sh", "-c", \
+    "case \"$(tr '\\0' ' ' < /proc/1/cmdline)\" in \
+       *dagster-webserver*) place=3000/server_info ;; \
+       *'ragtuned serve'*) place=8008/health ;; \
+       *) exit 0 ;; \
+     esac; \
+     exec python -c \"import urllib.request as u; u.urlopen('http://127.0.0.1:$place', timeout=5)\""]
 # The webserver has no authentication: publish the port on loopback, or behind a proxy with a login.
 CMD ["dagster-webserver", "--host", "0.0.0.0", "--port", "3000"]
