@@ -23,6 +23,8 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose*.yaml
+	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes/home.yaml deploy/kubernetes/serving.yaml
 
 types: $(VENV)/.installed-test
 	$(BIN)/mypy

@@ -26,7 +26,7 @@ from ragtuned_pipeline.orchestration.automation import (
 )
 from ragtuned_pipeline.orchestration.resources import HomeResource, parquet_io_manager
 from ragtuned_pipeline.orchestration.teaching import TeacherResource
-from ragtuned_pipeline.orchestration.trainer_pipes import TrainerPipes
+from ragtuned_pipeline.orchestration.trainer_pods import trainer_client
 from ragtuned_pipeline.settings import home_folder, load_settings
 
 _settings = load_settings(home_folder()).automation
@@ -58,7 +58,7 @@ defs = dg.Definitions(
         "home": HomeResource(),
         "teacher": TeacherResource(),
         "io_manager": parquet_io_manager,
-        "pipes": TrainerPipes(),
+        "pipes": trainer_client(),
     },
     executor=dg.in_process_executor,
 )

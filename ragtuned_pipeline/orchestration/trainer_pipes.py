@@ -2,8 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
@@ -59,22 +57,25 @@ class Observer:
         )
 
 
+def watch(handler: Any, observer: Observer) -> None:
+    """Have the observer take the trainer's lines, as they come to a handler of Pipes' messages."""
+    handle = handler.handle_message
+
+    def look(message: Any) -> None:
+        handle(message)
+        if message["method"] == "log":
+            text = message["params"]["message"]
+            if text.startswith('{"training"'):
+                observer.take(json.loads(text)["training"])
+
+    handler.handle_message = look
+
+
 class _ObservingReader(dg.PipesTempFileMessageReader):
     def __init__(self, observer: Observer) -> None:
         super().__init__()
         self._observer = observer
 
-    @contextmanager
-    def read_messages(self, handler: Any) -> Iterator[Any]:
-        handle = handler.handle_message
-
-        def look(message: Any) -> None:
-            handle(message)
-            if message["method"] == "log":
-                text = message["params"]["message"]
-                if text.startswith('{"training"'):
-                    self._observer.take(json.loads(text)["training"])
-
-        handler.handle_message = look
-        with super().read_messages(handler) as params:
-            yield params
+    def read_messages(self, handler: Any) -> Any:
+        watch(handler, self._observer)
+        return super().read_messages(handler)

@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from ragtuned_pipeline.orchestration.trainer_pipes import Observer, TrainerPipes, watch
 from ragtuned_pipeline.settings import SettingsError
 
 VARIABLE = "RAGTUNED_TRAINER_POD"
@@ -37,10 +38,19 @@ class TrainerPods(dg.PipesSubprocessClient):
             SettingsError: runs are not started by Kubernetes.
         """
         from dagster_k8s import PipesK8sClient
+        from dagster_k8s.pipes import PipesK8sPodLogsMessageReader
+
+        observer = Observer(context)
+
+        class ObservingReader(PipesK8sPodLogsMessageReader):
+            def read_messages(self, handler: Any) -> Any:
+                watch(handler, observer)
+                return super().read_messages(handler)
 
         pod = trainer_pod(context.instance, context.run, self._own)
         client = PipesK8sClient(
             kubeconfig_file=pod["kubeconfig"],
+            message_reader=ObservingReader(),
             poll_interval=_POLL_SECONDS,
         )
         return client.run(
@@ -92,17 +102,21 @@ def trainer_pod(instance: dg.DagsterInstance, run: dg.DagsterRun, own: dict[str,
     }
 
 
+def trainers_are_pods() -> bool:
+    """Whether trainings have pods of their own: the GPU that they need is not of this machine."""
+    return bool(os.environ.get(VARIABLE))
+
+
 def trainer_client() -> dg.PipesSubprocessClient:
     """Return what starts trainers: a pod each where RAGTUNED_TRAINER_POD is set, else a process.
 
     Raises:
         SettingsError: its value is no JSON object.
     """
-    written = os.environ.get(VARIABLE)
-    if not written:
-        return dg.PipesSubprocessClient()
+    if not trainers_are_pods():
+        return TrainerPipes()
     try:
-        own = json.loads(written)
+        own = json.loads(os.environ[VARIABLE])
     except ValueError as error:
         raise SettingsError(f"environment variable {VARIABLE}: not valid JSON: {error}") from None
     if not isinstance(own, dict):

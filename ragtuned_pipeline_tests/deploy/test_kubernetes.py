@@ -17,9 +17,9 @@ from dagster_k8s.job import construct_dagster_k8s_job
 from kubernetes.client import ApiClient
 
 from ragtuned_pipeline.definitions import defs
+from ragtuned_pipeline.orchestration.trainer_pipes import Observer, TrainerPipes
 from ragtuned_pipeline.orchestration.trainer_pods import (
     VARIABLE,
-    TrainerPods,
     trainer_client,
     trainer_pod,
 )
@@ -64,13 +64,16 @@ def launcher_config(kubeconfig: Path) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def here(tmp_path: Path) -> Iterator[tuple[dg.DagsterInstance, Cluster]]:
+@pytest.fixture(scope="module")
+def here(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[dg.DagsterInstance, Cluster]]:
     """An instance whose runs would be jobs of a cluster whose pods are processes."""
+    folder = tmp_path_factory.mktemp("here")
     with (
-        cluster(tmp_path) as (pods, kubeconfig),
+        cluster(folder) as (pods, kubeconfig),
         dg.DagsterInstance.local_temp(
-            str(tmp_path), overrides={"run_launcher": launcher_config(kubeconfig)}
+            str(folder), overrides={"run_launcher": launcher_config(kubeconfig)}
         ) as instance,
     ):
         yield instance, pods
@@ -141,7 +144,7 @@ def any_job() -> None:
 TRAINER = """
 from dagster_pipes import open_dagster_pipes
 with open_dagster_pipes() as pipes:
-    pipes.log.info("half done")
+    pipes.log.info('{"training": {"event": "step", "step": 1, "loss": 0.5}}')
     pipes.report_custom_message({"doubled": 2 * pipes.get_extra("job")["number"]})
     raise SystemExit(pipes.get_extra("job")["exit"])
 """
@@ -153,10 +156,13 @@ def test_a_trainer_is_a_pod_that_reports_and_goes(
 ) -> None:
     monkeypatch.setenv(VARIABLE, json.dumps(OWN))
     monkeypatch.setattr("ragtuned_pipeline.orchestration.trainer_pods._POLL_SECONDS", 0.1)
+    monkeypatch.setattr(
+        "ragtuned_pipeline.orchestration.trainer_pods.Observer", lambda it: Observer(it, every=0)
+    )
     instance, pods = here
     messages: list[Any] = []
 
-    @dg.asset
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["notes"]))
     def adapter(
         context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient
     ) -> dg.MaterializeResult[None]:
@@ -172,16 +178,21 @@ def test_a_trainer_is_a_pod_that_reports_and_goes(
     result = dg.materialize(
         [adapter],
         instance=instance,
+        partition_key="notes",
         resources={"pipes": trainer_client()},
         raise_on_error=False,
     )
-    [(name, pod)] = pods.asked.items()
-    assert pods.deleted == [name]
+    pod = list(pods.asked.values())[-1]
+    assert pods.deleted == list(pods.asked)
+    assert pod["metadata"]["labels"]["app.kubernetes.io/component"] == "trainer"
     assert limits(pod["spec"]) == {GPU: "1"}
     assert {"name": "MALLOC_TOP_PAD_", "value": "1"} in pod["spec"]["containers"][0]["env"]
     assert result.success == (exit_code == 0)
     if result.success:
         assert messages == [{"doubled": 42}]
+        [seen, *_] = instance.fetch_observations(dg.AssetKey("adapter"), limit=1).records
+        assert seen.asset_observation
+        assert seen.asset_observation.metadata["loss"].value == 0.5
     else:
         [failure] = result.get_step_failure_events()
         assert "exit" in str(failure.step_failure_data.error).casefold()
@@ -189,8 +200,8 @@ def test_a_trainer_is_a_pod_that_reports_and_goes(
 
 def test_without_the_variable_a_trainer_is_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    assert not isinstance(trainer_client(), TrainerPods)
-    assert isinstance(defs.resources["pipes"], dg.PipesSubprocessClient)
+    assert isinstance(trainer_client(), TrainerPipes)
+    assert isinstance(defs.resources["pipes"], TrainerPipes)
     for wrong, sentence in (("{", "not valid JSON"), ("[]", "expected a JSON object")):
         monkeypatch.setenv(VARIABLE, wrong)
         with pytest.raises(SettingsError, match=f"{VARIABLE}: {sentence}"):
