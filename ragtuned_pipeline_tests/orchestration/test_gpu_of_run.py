@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from pathlib import Path
 import dagster as dg
 import pyarrow as pa
 import pytest
+from rich.progress import Progress
 
 from ragtuned_pipeline.inference import gpu_turn
 from ragtuned_pipeline.inference.backend import Request
 from ragtuned_pipeline.inference.base_models import EMBEDDED_FOLDER
 from ragtuned_pipeline.inference.engine import chat
 from ragtuned_pipeline.inference.vllm_engine import VllmEngine
+from ragtuned_pipeline.orchestration import teaching
 from ragtuned_pipeline.orchestration.answering import (
     CannotAnswer,
     Given,
@@ -28,9 +31,11 @@ from ragtuned_pipeline.orchestration.answering import (
     answering_key,
     prepared_system,
 )
+from ragtuned_pipeline.orchestration.display import _Shown
 from ragtuned_pipeline.orchestration.gpu_of_run import GpuOfRun
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import TableStore, write_parquet
+from ragtuned_pipeline.orchestration.runs import _tell
 from ragtuned_pipeline.orchestration.teaching import TeacherResource
 from ragtuned_pipeline.settings import Settings, load_settings
 from ragtuned_pipeline.tables import SCHEMAS, table
@@ -55,6 +60,17 @@ from ragtuned_pipeline.inference.gpu_turn import GpuTurn
 
 print(GpuTurn(Path(sys.argv[1]), "a server", present=True).try_take())
 """
+
+
+class Noting(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self, said: list[str]) -> None:
+        super().__init__()
+        self._said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._said.append(record.getMessage())
 
 
 class Waiting:
@@ -156,6 +172,19 @@ def test_a_step_that_fails_while_it_waits_is_next_no_more(tmp_path: Path) -> Non
     holder.end()
     assert can_take(tmp_path)
     gpu.end()
+
+
+def test_what_a_step_waits_for_is_shown_beside_the_bar() -> None:
+    said: list[str] = []
+    with dg.build_asset_context() as context:
+        context.log.addHandler(Noting(said))
+        teaching._waits(context)("the GPU is in use by process 7, a training")
+    progress = Progress()
+    shown = _Shown(progress, "notes", ())
+    line = said[0].removeprefix("system - ")
+    entry = dg.EventLogEntry(None, logging.INFO, line, "run", 0.0, step_key="answers_base")
+    _tell(entry, shown.take)
+    assert progress.tasks[0].fields["note"] == "the GPU is in use by process 7, a training"
 
 
 @pytest.fixture
