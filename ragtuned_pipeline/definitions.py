@@ -25,11 +25,12 @@ from ragtuned_pipeline.orchestration.automation import (
     with_automation,
 )
 from ragtuned_pipeline.orchestration.resources import HomeResource, parquet_io_manager
+from ragtuned_pipeline.orchestration.server_runs import keep_serving, serving_job
 from ragtuned_pipeline.orchestration.teaching import TeacherResource
 from ragtuned_pipeline.orchestration.trainer_pods import trainer_client
 from ragtuned_pipeline.settings import home_folder, load_settings
 
-_settings = load_settings(home_folder()).automation
+_settings = load_settings(home_folder())
 _assets = with_automation(
     dg.load_assets_from_modules(
         [
@@ -48,12 +49,17 @@ _assets = with_automation(
     )
 )
 _keys = automated_keys(_assets)
+_serve_memories = serving_job()
 
 defs = dg.Definitions(
     assets=[corpus.corpus_folder, *_assets],
-    jobs=[build_memory, full_evaluation],
-    sensors=[corpora_sensor(_settings, _keys), automation_sensor(_settings)],
-    schedules=nightly(_settings, _keys),
+    jobs=[build_memory, full_evaluation, _serve_memories],
+    sensors=[
+        corpora_sensor(_settings.automation, _keys),
+        automation_sensor(_settings.automation),
+        keep_serving(_settings.serving, _serve_memories),
+    ],
+    schedules=nightly(_settings.automation, _keys),
     resources={
         "home": HomeResource(),
         "teacher": TeacherResource(),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from ragtuned_pipeline.orchestration.home import Home, remove
-from ragtuned_pipeline.orchestration.locks import COMMAND_LINE, RunFailed, alone
+from ragtuned_pipeline.orchestration.locks import COMMAND_LINE, RunFailed, alone, alone_serving
 from ragtuned_pipeline.orchestration.partitions import CORPUS_TAG
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ AT_WORK = [
     dg.DagsterRunStatus.CANCELING,
 ]
 _JOBS = {"build_memory", "full_evaluation"}
+SERVE = "serve_memories"  # the job whose run serves the home
 # Tables of a database server that hold events, copies of them, and runs.
 _EVENT_TABLES = ("event_logs", "asset_event_tags", "asset_keys", "asset_check_executions")
 _RUN_TABLES = ("runs", "run_tags")
@@ -78,6 +79,18 @@ def runs_without_process(instance: dg.DagsterInstance, corpus: str) -> list[dg.D
         or time.time() - _changed_at(record) > _SECONDS_TO_START
         or _has_begun_a_step(instance, record.dagster_run.run_id)
     ]
+
+
+def dead_server_runs(home: Home, instance: dg.DagsterInstance) -> Iterator[dg.DagsterRun]:
+    """Yield the runs that are marked as serving the home and have no process, while nobody serves
+    it in a run."""
+    try:
+        with alone_serving(home):
+            for record in instance.get_run_records(dg.RunsFilter(job_name=SERVE, statuses=AT_WORK)):
+                if time.time() - _changed_at(record) > _SECONDS_TO_START:
+                    yield record.dagster_run
+    except RunFailed:
+        return
 
 
 def _changed_at(record: dg.RunRecord) -> float:

@@ -26,7 +26,11 @@ import pyarrow.parquet as pq
 
 from ragtuned_pipeline.inference.calls import TeacherStopped
 from ragtuned_pipeline.orchestration import promotion_history as past
-from ragtuned_pipeline.orchestration.dagster_records import dead_runs, end_run
+from ragtuned_pipeline.orchestration.dagster_records import (
+    dead_runs,
+    dead_server_runs,
+    end_run,
+)
 from ragtuned_pipeline.orchestration.early_checks import check_early
 from ragtuned_pipeline.orchestration.forgetting import CannotForget, unfinished_forgetting
 from ragtuned_pipeline.orchestration.home import CorpusMissing, Home, remove
@@ -283,12 +287,19 @@ def _runs(home: Home) -> Iterator[_Defect]:
 
 
 def _runs_without_process(home: Home, instance: dg.DagsterInstance) -> Iterator[_Defect]:
+    """Each while the lock is held that it would hold, so that it can be ended."""
     for corpus, run in dead_runs(home, instance):
-        yield _Defect(
-            f"run {run.run_id} of corpus {corpus!r} is marked as going on, and has no process",
-            "marked as failed, and its place in the pool freed",
-            partial(end_run, instance, run),
-        )
+        yield _dead_run(instance, run, f"of corpus {corpus!r}")
+    for run in dead_server_runs(home, instance):
+        yield _dead_run(instance, run, "that serves the home")
+
+
+def _dead_run(instance: dg.DagsterInstance, run: dg.DagsterRun, which: str) -> _Defect:
+    return _Defect(
+        f"run {run.run_id} {which} is marked as going on, and has no process",
+        "marked as failed, and its place in the pool freed",
+        partial(end_run, instance, run),
+    )
 
 
 def _pool_slots(instance: dg.DagsterInstance) -> Iterator[_Defect]:

@@ -1,4 +1,4 @@
-"""One run of a corpus at a time, whoever starts it."""
+"""One run of a corpus at a time, whoever starts it; and one that serves the home."""
 
 from __future__ import annotations
 
@@ -31,6 +31,16 @@ def alone(home: Home, corpus: str) -> Iterator[None]:
             raise RunFailed(f"another run of corpus {corpus!r} is going on; wait for it to end")
         with _noted(_lock_file(home, corpus)):
             yield
+
+
+@contextmanager
+def alone_serving(home: Home) -> Iterator[None]:
+    """As `alone`, for the run that serves the home."""
+    home.folder.mkdir(parents=True, exist_ok=True)
+    with (home.folder / "serving.run.lock").open("w") as handle:
+        if not _taken(handle):
+            raise RunFailed(f"another run serves {home.folder}; terminate it first")
+        yield
 
 
 @contextmanager

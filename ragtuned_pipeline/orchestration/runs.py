@@ -15,7 +15,11 @@ import dagster as dg
 from dagster._check import CheckError
 
 import ragtuned_pipeline
-from ragtuned_pipeline.orchestration.dagster_records import dead_runs, end_run
+from ragtuned_pipeline.orchestration.dagster_records import (
+    dead_runs,
+    dead_server_runs,
+    end_run,
+)
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.locks import COMMAND_LINE, RunFailed, alone
 from ragtuned_pipeline.orchestration.partitions import corpora
@@ -222,6 +226,8 @@ def end_dead_runs(home: Home, instance: dg.DagsterInstance, held: str | None = N
         held: the corpus whose lock the caller holds.
     """
     for _, run in dead_runs(home, instance, held):
+        end_run(instance, run)
+    for run in dead_server_runs(home, instance):
         end_run(instance, run)
 
 

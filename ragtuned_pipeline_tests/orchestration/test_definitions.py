@@ -132,9 +132,11 @@ def test_jobs_sensors_and_schedules() -> None:
     assert [job.name for job in repository.get_all_jobs() if not job.name.startswith("__")] == [
         "build_memory",
         "full_evaluation",
+        "serve_memories",
     ]
     assert sorted(sensor.name for sensor in repository.sensor_defs) == [
         "automation",
         "corpora_sensor",
+        "keep_serving",
     ]
     assert [schedule.name for schedule in repository.schedule_defs] == ["nightly"]
