@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ragtuned_pipeline.inference.chat_template import settle_template
 from ragtuned_pipeline.settings import EMBEDDED_MODEL, SettingsError
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def resolve(base_model: str) -> str:
 def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
     """Return the base model's tokenizer, with a chat template and a padding token.
 
+    What the template leaves open is settled, see chat_template.py.
+
     Raises:
         SettingsError: it cannot be loaded, or it has no chat template.
     """
@@ -57,6 +60,7 @@ def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    settle_template(tokenizer)
     return tokenizer
 
 

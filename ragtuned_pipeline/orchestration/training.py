@@ -38,20 +38,23 @@ if TYPE_CHECKING:
 
     from ragtuned_pipeline.tuning.training_plan import TrainingPlan
 
-TRAINING_CODE = tuple(
-    f"tuning/{name}.py"
-    for name in (
-        "sft",
-        "answer_trainer",
-        "base_models",
-        "early_stopping",
-        "epochs",
-        "memory",
-        "packed_attention",
-        "quantization",
-        "ranks",
-        "row_order",
-    )
+TRAINING_CODE = (
+    "inference/chat_template.py",
+    *(
+        f"tuning/{name}.py"
+        for name in (
+            "sft",
+            "answer_trainer",
+            "base_models",
+            "early_stopping",
+            "epochs",
+            "memory",
+            "packed_attention",
+            "quantization",
+            "ranks",
+            "row_order",
+        )
+    ),
 )
 
 # Settings of tuning that choose the rows, or do not reach the weights.

@@ -199,6 +199,7 @@ def _train(
     checkpoint: str | None = get_last_checkpoint(str(output))  # type: ignore[no-untyped-call]
     progress({"event": "rows", "rows": len(rows), "overlong": overlong, "tokens": plan.tokens})
     base = _load_base(settings)
+    _refuse_unending(base, tokenizer, rows[0], settings)
     one_pass = _one_pass(base, settings, ranks)
     rate = settings.learning_rate * (WARM_RATE if start else 1.0)
     arguments = _arguments(settings, output, bool(watched), one_pass, rate, ranks)
@@ -326,6 +327,22 @@ def _load_base(settings: TuningSettings) -> PreTrainedModel:
     if settings.quantization == "nf4":
         return load_quantized(settings.base_model)
     return load_model(settings.base_model, settings.dtype)
+
+
+def _refuse_unending(
+    base: PreTrainedModel, tokenizer: Any, row: TokenRow, settings: TuningSettings
+) -> None:
+    """Raise SettingsError where answers would be learned to end with what stops no generation."""
+    known: Any = base.generation_config.eos_token_id if base.generation_config else None
+    stops = set(known) if isinstance(known, list) else {known}
+    answer = row.input_ids[row.prompt_tokens :]
+    if not stops.intersection(answer):
+        end = tokenizer.decode(answer[-2:])
+        raise SettingsError(
+            f"setting tuning.base_model: answers of {settings.base_model} end with {end!r} by its "
+            "chat template, and eos_token_id in its generation_config.json names no token of it; "
+            "add the template's there, or choose another base model"
+        )
 
 
 def _new_adapter(settings: TuningSettings) -> LoraConfig:
