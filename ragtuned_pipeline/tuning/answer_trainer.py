@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,10 +29,17 @@ def trainer_class(base: PreTrainedModel) -> Any:
     from trl.trainer.sft_trainer import SFTTrainer
 
     class MeasuredTrainer(SFTTrainer):
-        """The share of right tokens of the training rows is TRL's own, the mean of all passes."""
+        """The share of right tokens of the training rows is TRL's own, the mean of all passes.
+
+        `measured` gives more numbers for the log, of the trainer's state.
+        """
+
+        measured: Callable[[Any], dict[str, float]]
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             told = self._metrics["train"].get("mean_token_accuracy")
+            if "loss" in logs:
+                logs |= self.measured(self.state)
             if "loss" in logs and told:
                 logs["accuracy"] = sum(told) / len(told)
             super().log(logs, start_time)

@@ -218,9 +218,13 @@ def _train(
         peft_config=None if start else _new_adapter(settings),
         callbacks=[watching],
     )
+    trainer.measured = watching.measured
     trainer.remove_callback(PrinterCallback)  # stdout is for progress lines
     model: Any = trainer.model
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for weight in trained:  # on a base in 4 bits TRL makes them bfloat16, which loses small steps
+        weight.data = weight.data.float()
+    trainable = sum(p.numel() for p in trained)
     if trainable == 0:
         raise RuntimeError("the adapter has no trainable parameter: the model has no linear layer")
 

@@ -98,4 +98,5 @@ def direct_trackers(settings: TuningSettings, logs: Path) -> None:
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(logs / "tensorboard")
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{logs / 'mlflow.sqlite'}")
     os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", "ragtuned")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would tell its makers of its use
     os.environ.setdefault("TRACKIO_DIR", str(logs / "trackio"))

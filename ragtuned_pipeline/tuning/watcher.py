@@ -69,6 +69,14 @@ def watcher(meter: Meter, progress: Progress, ranks: Ranks, patience: int) -> An
             steps = state.global_step - self.first_step
             return meter.tokens_per_second(steps, state.max_steps, self.seconds)
 
+        def measured(self, state: Any) -> dict[str, float]:
+            """Return the speed so far and the memory, for the log."""
+            speed = self.tokens_per_second(state)
+            mfu = meter.mfu(speed)
+            found = {"tokens_per_second": round(speed, 1)}
+            found |= {"peak_memory_gib": round(peak_memory_gib(), 3)}
+            return found if mfu is None else found | {"mfu": round(mfu, 4)}
+
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.first_step = state.global_step
             self._started = time.perf_counter()
@@ -95,15 +103,12 @@ def watcher(meter: Meter, progress: Progress, ranks: Ranks, patience: int) -> An
             if "loss" in logs:
                 left = state.max_steps - state.global_step
                 done = state.global_step - self.first_step
-                speed = self.tokens_per_second(state)
-                mfu = meter.mfu(speed)
+                names = ("learning_rate", "tokens_per_second", "peak_memory_gib")
                 progress(
                     {"event": "step", **line, "loss": logs["loss"]}
                     | {"accuracy": round(logs["accuracy"], _ACCURACY_DIGITS)}
-                    | {"learning_rate": logs["learning_rate"]}
-                    | {"tokens_per_second": round(speed, 1)}
-                    | {"mfu": None if mfu is None else round(mfu, 4)}
-                    | {"peak_memory_gib": round(peak_memory_gib(), 3)}
+                    | {name: logs[name] for name in names}
+                    | {"mfu": logs.get("mfu")}
                     | {"seconds_left": round(self.seconds / max(done, 1) * left, 1)}
                 )
             elif f"{_HELD_OUT}_loss" in logs:
