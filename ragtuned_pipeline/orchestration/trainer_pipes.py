@@ -32,9 +32,8 @@ class TrainerPipes(dg.PipesSubprocessClient):
 class Observer:
     """Turns the trainer's lines into an AssetObservation now and then, with the latest numbers."""
 
-    def __init__(self, context: Any, every: float = _OBSERVED_EVERY) -> None:
+    def __init__(self, context: Any) -> None:
         self._context = context
-        self._every = every
         self._numbers: dict[str, float] = {}
         self._last = time.monotonic()
 
@@ -44,7 +43,7 @@ class Observer:
         for key in _SHOWN:
             if line.get(key) is not None:
                 self._numbers[key if key in ("step", "steps") else name + key] = line[key]
-        if "loss" not in self._numbers or time.monotonic() - self._last < self._every:
+        if "loss" not in self._numbers or time.monotonic() - self._last < _OBSERVED_EVERY:
             return
         self._last = time.monotonic()
         self._context.log_event(

@@ -39,6 +39,7 @@ from ragtuned_pipeline_tests.tuning.conftest import FACTS, FRAMES
 
 CORPUS = "harrow"
 TUNING = TuningSettings(rank=8, alpha=16, epochs=1, batch_size=16)
+RUN = {"devices": 2, "parallel": "fsdp", "trackers": ("tensorboard",)}
 WARM = RetuningSettings(start="warm")
 SCRATCH = RetuningSettings(start="scratch")
 
@@ -143,6 +144,7 @@ def test_nothing_is_tuned_again_where_no_row_has_changed(home: Home) -> None:
         "more epochs than there are": (rows(FACTS[:6], epochs=9), {}),
         "other questions to watch": (told, {"held_out": told}),
         "from scratch, as it was": (told, {"start": SCRATCH}),
+        "on other devices, watched elsewhere": (told, {"settings": TUNING.model_copy(update=RUN)}),
         "more time that no row takes": (
             told,
             {"settings": TUNING.model_copy(update={"time_budget_minutes": 99.0})},
@@ -164,6 +166,8 @@ def test_nothing_is_tuned_again_where_no_row_has_changed(home: Home) -> None:
         (rows(FACTS[:5]), TUNING),
         (rows([*FACTS[:5], ("Dorrit Pell", "buy", "bought", "a mill")]), TUNING),
         (rows(FACTS[:6]), TUNING.model_copy(update={"learning_rate": 1e-3})),
+        (rows(FACTS[:6]), TUNING.model_copy(update={"quantization": "nf4"})),
+        (rows(FACTS[:6]), TUNING.model_copy(update={"early_stopping": 2})),
         (rows(FACTS[:6], epochs=2), TUNING.model_copy(update={"epochs": 2})),
     ],
 )

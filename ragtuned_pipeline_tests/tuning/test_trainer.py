@@ -9,34 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
 
 from ragtuned_pipeline.settings import TuningSettings
 from ragtuned_pipeline_tests.tuning.conftest import FRAMES, job_file, rows, write_rows
+from ragtuned_pipeline_tests.tuning.processes import COMMAND, lines, start, wait_for_step
 
-COMMAND = [sys.executable, "-m", "ragtuned_pipeline.tuning.trainer"]
 WEIGHTS = "adapter/adapter_model.safetensors"
-
-
-def start(job: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen([*COMMAND, str(job)], stdout=subprocess.PIPE, text=True)
-
-
-def lines(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
-    out, _ = process.communicate(timeout=120)
-    return [json.loads(line) for line in out.splitlines()]
-
-
-def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
-    assert process.stdout is not None
-    for text in process.stdout:
-        line = json.loads(text)
-        if line["event"] == "step" and line["step"] >= step:
-            return
-    raise AssertionError("the trainer ended before it got there")
 
 
 def alive(pid: int) -> bool:
