@@ -18,7 +18,7 @@
 #             and `quantization`.
 #   EXTRAS    further extras of this package: by default what the folder deploy/ uses; to add one,
 #             name them all, e.g. postgres,docker,kubernetes,documents
-#   PACKAGES  further packages, e.g. "s3fs==2026.2.0"
+#   PACKAGES  further packages, e.g. s3fs for tables on S3
 ARG VARIANT=cpu
 
 FROM python:3.11.14-slim-bookworm AS base-cpu
