@@ -76,7 +76,7 @@ def runs_without_process(instance: dg.DagsterInstance, corpus: str) -> list[dg.D
         record.dagster_run
         for record in instance.get_run_records(filters)
         if COMMAND_LINE.items() <= record.dagster_run.tags.items()
-        or time.time() - _changed_at(record) > _SECONDS_TO_START
+        or _had_time_to_start(instance, record)
         or _has_begun_a_step(instance, record.dagster_run.run_id)
     ]
 
@@ -87,10 +87,20 @@ def dead_server_runs(home: Home, instance: dg.DagsterInstance) -> Iterator[dg.Da
     try:
         with alone_serving(home):
             for record in instance.get_run_records(dg.RunsFilter(job_name=SERVE, statuses=AT_WORK)):
-                if time.time() - _changed_at(record) > _SECONDS_TO_START:
+                if _had_time_to_start(instance, record):
                     yield record.dagster_run
     except RunFailed:
         return
+
+
+def _had_time_to_start(instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
+    """Whether a run would have taken its lock by now.
+
+    A container may have to be fetched first: how long that may take is dagster.yaml's to say.
+    """
+    starting = record.dagster_run.status == dg.DagsterRunStatus.STARTING
+    allowed = instance.run_monitoring_start_timeout_seconds if starting else 0.0
+    return time.time() - _changed_at(record) > max(allowed, _SECONDS_TO_START)
 
 
 def _changed_at(record: dg.RunRecord) -> float:

@@ -299,7 +299,7 @@ def test_the_instance_is_that_of_one_machine_but_for_its_storage(tmp_path: Path)
     ref = InstanceRef.from_dir(str(tmp_path))
     assert ref.run_launcher_data.class_name == "K8sRunLauncher"
     usual = yaml.safe_load((DEPLOY.parent / "dagster.yaml").read_text())
-    usual["run_monitoring"]["start_timeout_seconds"] = 600  # a pod's image is fetched
+    usual["run_monitoring"]["start_timeout_seconds"] = 1800
     del usual["storage"], made["run_launcher"]
     assert made == usual
     assert VALUES["dagsterDaemon"]["runRetries"] == {"enabled": False}, "they are in additional…"

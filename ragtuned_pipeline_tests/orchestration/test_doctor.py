@@ -373,14 +373,18 @@ def instance(home: Home) -> Iterator[dg.DagsterInstance]:
         yield made
 
 
-def start(instance: dg.DagsterInstance, tags: dict[str, str]) -> str:
-    """A run that is marked as started and holds the place in the pool."""
+def start(
+    instance: dg.DagsterInstance,
+    tags: dict[str, str],
+    status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED,
+) -> str:
+    """A run that is marked as going on and holds the place in the pool."""
     run = str(uuid.uuid4())
     instance.add_run(
         dg.DagsterRun(
             "build_memory",
             run,
-            status=dg.DagsterRunStatus.STARTED,
+            status=status,
             tags={"dagster/partition": "notes", **tags},
         )
     )
@@ -415,6 +419,18 @@ def test_a_run_without_a_process_is_ended(
     assert ended.status == dg.DagsterRunStatus.FAILURE
     assert holders(instance) == set()
     assert examine(home, mend=True) == []
+
+
+def test_a_run_whose_container_is_being_fetched_has_the_time_that_dagster_gives_it(
+    home: Home, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dagster_records, "_SECONDS_TO_START", -60.0)
+    run = start(instance, {}, dg.DagsterRunStatus.STARTING)
+    assert examine(home, mend=True) == []
+    allowed = property(lambda _: 0)  # run_monitoring.start_timeout_seconds of dagster.yaml
+    monkeypatch.setattr(dg.DagsterInstance, "run_monitoring_start_timeout_seconds", allowed)
+    [mended] = examine(home, mend=True)
+    assert run in mended.what
 
 
 def test_a_run_that_has_begun_a_step_had_the_lock(home: Home, instance: dg.DagsterInstance) -> None:
