@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from ragtuned_pipeline.inference import vllm_server
+
 # Answers as vLLM's server does, and has a child, as an engine is one; it writes down the ids of
 # both. A stubborn one ends only when it is killed. As an adapter it says its name and the question.
 STAND_IN = """
@@ -92,6 +94,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (about / "top_level.txt").write_text("vllm\n", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setattr(vllm_server, "_LOOK_EVERY", 0.05)
     return folder / "started"
 
 
