@@ -322,10 +322,10 @@ def _recipe(training: Training, scorecard: Mapping[str, Any]) -> dict[str, str]:
         "epochs": f"{chosen['epochs']} ({chosen['passage_epochs']} of passages)",
         "longest row": f"{chosen['max_tokens']:,} tokens",
         "seed": str(chosen["seed"]),
-        "base model's weights while tuning": chosen["dtype"],
+        "base model's weights while tuning": _weights_while_tuning(chosen),
         "rows": f"{came['rows']:,}",
-        "tokens seen": f"{came['tokens']:,}",
-        "steps": f"{came['steps']:,}",
+        "tokens of all epochs": f"{came['tokens']:,}",
+        "steps": _steps(came),
         "trainable parameters": f"{came['trainable_parameters']:,}",
     }
     for name, losses in (
@@ -343,6 +343,23 @@ def _recipe(training: Training, scorecard: Mapping[str, Any]) -> dict[str, str]:
             if name in scorecard["versions"]
         )
     return recipe
+
+
+# A training that is kept may be older than quantisation and early stopping.
+
+
+def _weights_while_tuning(chosen: Mapping[str, Any]) -> str:
+    quantised = chosen.get("quantization", "none")
+    return chosen["dtype"] if quantised == "none" else f"quantised to {quantised} (QLoRA)"
+
+
+def _steps(came: Mapping[str, Any]) -> str:
+    if came.get("stopped_at_step") is None:
+        return f"{came['steps']:,}"
+    return (
+        f"{came['stopped_at_step']:,} of {came['steps']:,}, stopped early, with the weights of "
+        f"step {came['kept_step']:,}"
+    )
 
 
 def _scores(scorecard: Mapping[str, Any]) -> tuple[Score, ...]:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ragtuned_pipeline.inference.base_models import (
     EMBEDDED_FOLDER,
+    load_config,
     load_model,
     load_tokenizer,
-    resolve,
 )
 from ragtuned_pipeline.settings import EMBEDDED_MODEL
 
@@ -70,11 +70,9 @@ def stored_dtype(base_model: str) -> str:
     """Return the type that the base model's weights are stored in; "float32" where it says none.
 
     Raises:
-        SettingsError: as `resolve`.
+        SettingsError: its configuration cannot be loaded.
     """
-    from transformers import AutoConfig
-
-    dtype = AutoConfig.from_pretrained(resolve(base_model)).dtype
+    dtype = load_config(base_model).dtype
     return str(dtype).removeprefix("torch.") if dtype is not None else "float32"
 
 

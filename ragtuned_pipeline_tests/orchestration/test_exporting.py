@@ -239,7 +239,9 @@ def test_the_card_holds_what_made_it_and_no_word_of_the_corpus(
         "| documents | 1 | `",
         "| LoRA rank, alpha | 4, 8 |",
         "| learning rate | 0.002 |",
-        "| tokens seen | 3,456 |",
+        "| base model's weights while tuning | float32 |",
+        "| tokens of all epochs | 3,456 |",
+        "| steps | 78 |",
         "| last loss on training rows | 0.125 |",
         "| last loss on held-out wordings | 0.25 |",
         "| held-out wordings | 20 | holds the right words | 0.900 (",
@@ -253,6 +255,22 @@ def test_the_card_holds_what_made_it_and_no_word_of_the_corpus(
             written = file.read_text()
             for private in (*places, "Hask", "Corvane", "Marrowgate"):
                 assert private not in written, (file, private)
+
+
+def test_a_quantised_training_that_stopped_early_is_told_so(world: World, tmp_path: Path) -> None:
+    file = training_file(world.home, CORPUS, "tuned")
+    before = file.read_text()
+    training = json.loads(before)
+    training["settings"]["quantization"] = "nf4"
+    training["result"] |= {"stopped_at_step": 60, "kept_step": 40}
+    file.write_text(json.dumps(training))
+    try:
+        world.done("adapter", "--output", str(tmp_path / "adapter"))
+    finally:
+        file.write_text(before)
+    text = (tmp_path / "adapter" / "README.md").read_text()
+    assert "| base model's weights while tuning | quantised to nf4 (QLoRA) |" in text
+    assert "| steps | 60 of 78, stopped early, with the weights of step 40 |" in text
 
 
 def test_of_an_earlier_adapter_only_what_is_known_is_said(world: World, tmp_path: Path) -> None:
