@@ -145,7 +145,7 @@ def _judged(home: Home, made: Path, right: int) -> str:
         judge={},
         ablation={},
         general_ability={"language_loss": {"tuned": 4.0, "base": 4.0}},
-        versions=versions(training, rows, queries),
+        versions=versions(training, rows, queries, "transformers"),
         seed=1,
     )
     write_scorecard(scorecard, home.report(CORPUS) / "scorecard.json")
