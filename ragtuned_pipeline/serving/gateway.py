@@ -15,7 +15,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -111,11 +111,13 @@ class _State:
         self._metrics = metrics
 
     async def models(self, _request: Request) -> Response:
+        self._service.check_ready()
         routes = self._service.router.routes
         data = [_model(routes[corpus]) for corpus in sorted(routes)]
         return JSONResponse({"object": "list", "data": data})
 
     async def model(self, request: Request) -> Response:
+        self._service.check_ready()
         corpus = request.path_params["model"]
         if (route := self._service.router.routes.get(corpus)) is None:
             raise Refused(404, f"no corpus {corpus!r} is served", "model")
@@ -167,7 +169,7 @@ class _Chat:
         except Refused as refused:
             status = refused.status
             await answer.refuse(refused, scope, receive)
-        except _ClientLeft:
+        except (_ClientLeft, ClientDisconnect):
             status = _CLIENT_LEFT
         finally:
             self._running -= 1

@@ -64,6 +64,11 @@ class Service:
             return self.engine.why_ended()
         return self._reason
 
+    def check_ready(self) -> None:
+        """Raises Refused where nothing can be answered now: why, and when to come back."""
+        if (reason := self.why_not()) is not None:
+            raise Refused(503, reason, retry_after=_COME_BACK[self._phase])
+
     def unserved(self) -> dict[str, str]:
         """Return why a corpus, or its newest promotion, is not served, by corpus."""
         found = dict(self._wanted.unserved) if self._wanted else {}
@@ -77,8 +82,7 @@ class Service:
             Refused: the engine cannot answer now, there is none for the corpus, or the answer was
                 cut short.
         """
-        if (reason := self.why_not()) is not None:
-            raise Refused(503, reason, retry_after=_COME_BACK[self._phase])
+        self.check_ready()
         async with self.router.lease(corpus) as adapter:
             yield adapter
 

@@ -1,9 +1,11 @@
 """The gateway for any OpenAI client: the real client, real sockets, an engine that notes."""
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import openai
@@ -237,6 +239,17 @@ def test_a_client_that_leaves_stops_the_generation(adapters: Path, stream: bool)
         until(lambda: engine.broken_off == 1 and engine.running == 0, 0.9)
         until(lambda: running.metrics()["ragtuned_in_flight"] == 0)
         assert running.metrics()['ragtuned_requests_total{corpus="harbour",status="499"}'] == 1
+
+
+def test_a_client_that_leaves_while_it_asks_is_no_failure(adapters: Path) -> None:
+    with serving(NotingEngine(), adapters) as running:
+        place = urlsplit(running.address)
+        with socket.create_connection((place.hostname, place.port)) as connection:
+            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99"
+            connection.sendall(f"{head}\r\n\r\n{{".encode())
+            until(lambda: running.metrics()["ragtuned_in_flight"] == 1)
+        until(lambda: running.metrics()["ragtuned_in_flight"] == 0)
+        assert running.metrics()['ragtuned_requests_total{corpus="",status="499"}'] == 1
 
 
 def test_what_is_counted(adapters: Path) -> None:

@@ -222,6 +222,8 @@ def test_an_engine_that_ends_is_started_again(adapters: Path, engine: NotingEngi
         health = running.health()
         assert (health["code"], health["status"]) == (503, "unavailable")
         assert "a bug" in health["reason"]
+        assert health["served"] == {}
+        assert HTTP.get(f"{running.address}/models").status_code == 503
         running.call(engine.start_gate.set)
         until(lambda: served(running, "harbour") == content)
         assert answer(running, "harbour") == content
