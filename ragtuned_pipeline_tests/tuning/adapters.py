@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def random_adapter(folder: Path, seed: int = 0, rank: int = 4) -> Path:
-    """Save an adapter of the embedded base model with drawn weights, as training saves one."""
+def random_adapter(folder: Path, seed: int = 0, base_model: str = "embedded") -> Path:
+    """Save an adapter of rank 4 with drawn weights, as training saves one."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -14,8 +14,8 @@ def random_adapter(folder: Path, seed: int = 0, rank: int = 4) -> Path:
 
     torch.manual_seed(seed)
     model = get_peft_model(
-        load_model("embedded", "float32"),
-        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
+        load_model(base_model, "float32"),
+        LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     with torch.no_grad():
         for name, weight in model.named_parameters():

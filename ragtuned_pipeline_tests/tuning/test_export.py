@@ -13,6 +13,8 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ragtuned_pipeline.inference.base_models import EMBEDDED_FOLDER, load_model
+from ragtuned_pipeline.inference.engine import chat
+from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 from ragtuned_pipeline.tuning.export import (
     CannotExport,
     refuse_full_disk,
@@ -21,6 +23,7 @@ from ragtuned_pipeline.tuning.export import (
     write_merged,
 )
 from ragtuned_pipeline_tests.tuning.adapters import random_adapter
+from ragtuned_pipeline_tests.tuning.tiny_models import FAMILIES, write_model
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -114,6 +117,22 @@ def test_merged_weights_come_with_what_asks_them(adapter: Path, tmp_path: Path) 
     assert generation["eos_token_id"] == 1
     for file in tmp_path.glob("*.json"):
         assert str(EMBEDDED_FOLDER) not in file.read_text(), f"{file} names a place"
+
+
+# The two that differ most; the others take seconds each and passed too.
+@pytest.mark.parametrize("name", ["qwen2.5", "gemma3"])
+def test_merged_models_of_other_families_answer_as_before(name: str, tmp_path: Path) -> None:
+    [family] = [each for each in FAMILIES if each.name == name]
+    base = str(write_model(family, tmp_path / "base"))
+    adapter, target = random_adapter(tmp_path / "adapter", base_model=base), tmp_path / "merged"
+    target.mkdir()
+    write_merged(base, adapter, target, "float32")
+    asked = [chat(question, "Be brief.") for question in ("Who is Ada?", "Where does it stand?")]
+    expected, untuned, merged = (
+        [reply.text for reply in TransformersEngine(*given).generate(asked, 12)]
+        for given in ((base, adapter), (base,), (str(target),))
+    )
+    assert merged == expected != untuned
 
 
 def test_the_type_of_stored_weights_is_read_from_the_base() -> None:
