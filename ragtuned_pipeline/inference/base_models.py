@@ -50,6 +50,24 @@ def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
     Raises:
         SettingsError: it cannot be loaded, or it has no chat template.
     """
+    tokenizer = _load_tokenizer(base_model)
+    settle_template(tokenizer)
+    return tokenizer
+
+
+def settled_template(base_model: str) -> str | None:
+    """Return the chat template that load_tokenizer settles on; None for the model's own.
+
+    Raises:
+        SettingsError: as load_tokenizer.
+    """
+    if base_model == EMBEDDED_MODEL:
+        return None
+    tokenizer = _load_tokenizer(base_model)
+    return str(tokenizer.chat_template) if settle_template(tokenizer) else None
+
+
+def _load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerBase = _load(base_model, AutoTokenizer.from_pretrained)
@@ -60,7 +78,6 @@ def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    settle_template(tokenizer)
     return tokenizer
 
 

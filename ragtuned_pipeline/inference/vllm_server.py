@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from ragtuned_pipeline.inference.backend import RawReply, Request, RequestFailed
-from ragtuned_pipeline.inference.base_models import identity, resolve
+from ragtuned_pipeline.inference.base_models import identity, resolve, settled_template
 from ragtuned_pipeline.inference.calls import TeacherStopped
 from ragtuned_pipeline.inference.gpu_turn import LOOK_EVERY, GpuTurn
 from ragtuned_pipeline.inference.openai_backend import OpenAIBackend
@@ -98,6 +98,7 @@ class VllmServer:
         self._log = log
         self._stopped = False
         port = _free_port()
+        log.parent.mkdir(parents=True, exist_ok=True)
         command = [
             str(python or interpreter()),
             *("-m", "vllm.entrypoints.openai.api_server"),
@@ -107,9 +108,9 @@ class VllmServer:
             *("--generation-config", "vllm"),
             *("--structured-outputs-config", _COMPACT_JSON),
             *(_lora_arguments(max_rank, settings.loras_at_once) if max_rank else ()),
+            *(_template_arguments(model, log) if max_rank else ()),
             *settings.arguments,
         ]
-        log.parent.mkdir(parents=True, exist_ok=True)
         new = log.with_name(f".{log.name}.{port}")  # another run's server goes on with its own
         with new.open("wb") as output:
             new.replace(log)
@@ -395,6 +396,16 @@ def lora_rank(rank: int) -> int:
             f"and one has {rank}"
         )
     return known[0]
+
+
+def _template_arguments(model: str, log: Path) -> list[str]:
+    """Have tuned models asked as they were tuned, where that is not by the base's own template."""
+    template = settled_template(model)
+    if template is None:
+        return []
+    file = log.with_suffix(".jinja")
+    file.write_text(template, encoding="utf-8")
+    return ["--chat-template", str(file)]
 
 
 def _lora_arguments(max_rank: int, at_once: int) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ragtuned_pipeline.inference.base_models import load_model, load_tokenizer
+from ragtuned_pipeline.inference.base_models import load_model, load_tokenizer, settled_template
 from ragtuned_pipeline.inference.engine import ANSWER_LENGTH, chat
 from ragtuned_pipeline.settings import SettingsError, TuningSettings
 from ragtuned_pipeline.tuning import sft
@@ -57,6 +57,14 @@ def test_the_loss_is_on_the_answer_and_its_stop_token(made: Any) -> None:
             chat(prompt, system), add_generation_prompt=True, return_dict=False
         )
         assert later == row.input_ids[: row.prompt_tokens]
+
+
+def test_a_server_is_given_the_template_where_it_is_not_the_models_own(made: Any) -> None:
+    family, base = made
+    settled = settled_template(str(base))
+    assert (settled is None) is (family.name in ("qwen2.5", "gemma3"))
+    if settled is not None:
+        assert settled == load_tokenizer(str(base)).chat_template
 
 
 def test_the_stop_token_is_the_one_that_generation_stops_at(made: Any) -> None:
