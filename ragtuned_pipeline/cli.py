@@ -210,9 +210,10 @@ def status(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what each corpus holds: tables, adapter, scores, failures."""
-    from ragtuned_pipeline.orchestration.display import show_status
+    """Show what each corpus holds: tables, adapter, scores, failures; and where it is served."""
+    from ragtuned_pipeline.orchestration.display import server_line, show_status
     from ragtuned_pipeline.orchestration.promotion_history import PromotionError
+    from ragtuned_pipeline.orchestration.serving_home import running_server
     from ragtuned_pipeline.orchestration.status import corpus_status, home_status
 
     place = _known(home, corpus) if corpus else _home(home)
@@ -220,8 +221,14 @@ def status(
         found, misnamed = ([corpus_status(place, corpus)], []) if corpus else home_status(place)
     except PromotionError as error:
         _fail(str(error))
+    server = running_server(place)
     if as_json:
-        told = {"home": str(place.folder), "corpora": found, "misnamed": misnamed}
+        told = {
+            "home": str(place.folder),
+            "corpora": found,
+            "misnamed": misnamed,
+            "server": server,
+        }
         print(json.dumps(told, ensure_ascii=False))
         return
     if not found:
@@ -230,6 +237,8 @@ def status(
         show_status(entry)
     for line in misnamed:
         print(line)
+    if found:
+        print(server_line(server))
 
 
 @app.command()

@@ -86,7 +86,12 @@ def test_a_folder_without_a_readable_document_is_refused_by_name(tmp_path: Path)
 def test_status_is_readable_by_programs(tmp_path: Path) -> None:
     done = ragtuned(tmp_path, "status", "--json")
     assert done.returncode == 0
-    assert json.loads(done.stdout) == {"home": str(tmp_path), "corpora": [], "misnamed": []}
+    assert json.loads(done.stdout) == {
+        "home": str(tmp_path),
+        "corpora": [],
+        "misnamed": [],
+        "server": None,
+    }
 
 
 def test_a_plan_counts_what_would_be_asked_and_writes_nothing(tmp_path: Path) -> None:

@@ -320,6 +320,16 @@ def show_status(entry: Mapping[str, Any]) -> None:
     Console().print(shown)
 
 
+def server_line(server: Mapping[str, Any] | None) -> str:
+    """Say where a home is served; `server` as of serving_home.running_server."""
+    if server is None:
+        return "not served: ragtuned serve"
+    return (
+        f"served at {server['address']} since {server['started']} "
+        f"({server['engine']}, {server['base_model']}; process {server['pid']})"
+    )
+
+
 def _decision(decision: Mapping[str, Any]) -> str:
     """One entry of the history of promotions in a line."""
     numbers = ", ".join(

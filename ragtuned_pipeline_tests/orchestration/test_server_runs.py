@@ -13,7 +13,9 @@ from typing import Any
 import dagster as dg
 import httpx2
 import pytest
+from typer.testing import CliRunner
 
+from ragtuned_pipeline.cli import app
 from ragtuned_pipeline.definitions import defs
 from ragtuned_pipeline.orchestration import dagster_records, server_runs
 from ragtuned_pipeline.orchestration.dagster_records import SERVE
@@ -51,7 +53,8 @@ STAND_IN = """
     server = HTTPServer(("127.0.0.1", 0), Health)
     address = f"http://127.0.0.1:{server.server_port}/v1"
     home = Home.find(sys.argv[1])
-    with _alone(home), _noted(home, {"address": address, "pid": os.getpid()}):
+    note = {"address": address, "pid": os.getpid(), "engine": "none", "base_model": "none"}
+    with _alone(home), _noted(home, note):
         print("serving at", address, flush=True)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         server.serve_forever()
@@ -147,6 +150,8 @@ def test_a_run_serves_until_it_is_told_to_stop(
     assert (metadata["served_adapter"].value, metadata["served_at"].value) == ("a1b2", address)
     said = [entry.user_message for entry in instance.all_logs(run.run_id)]
     assert f"serving at {address}" in said
+    shown = CliRunner().invoke(app, ["status", "--home", str(home.folder)]).output
+    assert f"served at {address} since {server['started']}" in shown
     # Neither the sensor nor what looks for dead runs takes it for one.
     assert why_not_now(home, instance, time.time()) == (
         f"served at {address} (process {server['pid']})"
