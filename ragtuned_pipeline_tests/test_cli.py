@@ -102,14 +102,27 @@ def test_a_plan_counts_what_would_be_asked_and_writes_nothing(tmp_path: Path) ->
     steps = planned["steps"]
     assert steps["extraction"]["calls"] == planned["text_units"]
     assert all(step["money"] > 0 and step["hits"] == 0 for step in steps.values())
+    tuning = planned["training"]
+    assert planned["rows_from"] == "offline synthesis, as the teacher's are not known yet"
+    assert tuning["memory"].keys() == {"weights", "adapter", "activations", "reserve"}
+    assert tuning["tokens"] / 5000 / 60 == pytest.approx(tuning["minutes_assumed"])
+    assert planned["refusal"] == ""
     shown = ragtuned(home, "plan", str(HARBOUR), *teacher, *budget).stdout
     assert "local question" in shown
     assert "over the limit budget.max_calls = 3" in shown
     assert not home.exists()
 
 
-def test_without_a_teacher_a_plan_says_so(tmp_path: Path) -> None:
-    assert "nothing is spent" in ragtuned(tmp_path, "plan", str(HARBOUR)).stdout
+def test_without_a_teacher_a_plan_says_so_and_what_tuning_would_be_or_why_not(
+    tmp_path: Path,
+) -> None:
+    done = ragtuned(tmp_path, "plan", str(HARBOUR), "--set", "tuning.devices=3")
+    assert "nothing is spent" in done.stdout
+    assert "what tuning would be (rows of offline synthesis)" in done.stdout
+    for what in ("sequences, steps", "memory of a device", "minutes here", "bits"):
+        assert what in done.stdout
+    assert done.returncode == 1
+    assert done.stderr.startswith("ragtuned: setting tuning.batch_size: 8 rows cannot be shared")
 
 
 def test_pruning_says_what_went(tmp_path: Path) -> None:

@@ -14,8 +14,14 @@ from ragtuned_pipeline.inference.base_models import load_fast_tokenizer
 from ragtuned_pipeline.inference.calls import Call, Completed, Outcome, T
 from ragtuned_pipeline.inference.completions import Usage
 from ragtuned_pipeline.inference.plan import by_characters
-from ragtuned_pipeline.orchestration.planning import ask_everything, plan_teaching
+from ragtuned_pipeline.orchestration.planning import (
+    FolderPlan,
+    ask_everything,
+    plan_folder,
+    plan_teaching,
+)
 from ragtuned_pipeline.settings import Settings, load_settings
+from ragtuned_pipeline_tests.conftest import HARBOUR
 from ragtuned_pipeline_tests.scripted import teacher
 
 
@@ -67,3 +73,20 @@ def test_the_plan_counts_what_a_judge_will_be_asked(tmp_path: Path) -> None:
     assert planned["judging"].prompt_tokens > 500 * planned["judging"].calls
     without = api(tmp_path, judge={"engine": "rules"})
     assert not {"judging", "grading"} & plan_teaching(*chunked("podcast"), without, None).keys()
+
+
+def test_the_plan_of_tuning_says_what_is_lost_and_why_nothing_can_be_tuned(tmp_path: Path) -> None:
+    def plan(**tuning: Any) -> FolderPlan:
+        settings = load_settings(tmp_path, overrides={"tuning": tuning}, environment={})
+        return plan_folder(HARBOUR, settings, tmp_path / "completions.sqlite")
+
+    short = plan(max_tokens=64)
+    assert short.training is not None
+    assert short.training.overlong > 0
+    assert short.training.warnings[0].startswith(
+        f"setting tuning.max_tokens: {short.training.overlong} of "
+    )
+    assert short.refusal == ""
+    none = plan(time_budget_minutes=0.0001)
+    assert none.training is None
+    assert "too few for any fact; 0.00" in none.refusal

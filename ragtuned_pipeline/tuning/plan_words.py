@@ -37,7 +37,11 @@ def plan_lines(plan: TrainingPlan) -> list[tuple[str, str]]:
         ),
         ("machine", f"{plan.devices} x {plan.machine}"),
         ("at once", f"{plan.rows_at_once} a device{checkpointing}"),
-        ("memory of a device", f"{memory.total / _GIB:.1f} GiB ({parts}); free: {free}"),
+        (
+            "memory of a device",
+            f"{memory.total / _GIB:.1f} GiB ({parts}); {plan.least_bytes / _GIB:.1f} at least, one "
+            f"row with gradient checkpointing; free: {free}",
+        ),
         ("minutes", f"{plan.minutes_assumed:,.1f} at tuning.assumed_tokens_per_second"),
         ("minutes here", f"{minutes}: {plan.estimated_from}"),
         (

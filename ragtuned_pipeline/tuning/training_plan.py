@@ -88,7 +88,9 @@ class TrainingPlan:
         steps: of the optimizer; fewer with tuning.early_stopping.
         rows_at_once: rows or packed sequences in one pass on one device.
         adapter_bytes: on disk.
-        memory: of one device; `free_bytes` is what it has, None where that is not known.
+        memory: of one device, in the pass that is chosen; `least_bytes` is that of one row with
+            gradient checkpointing, and `free_bytes` what the device has, None where that is not
+            known.
         minutes_assumed: at tuning.assumed_tokens_per_second.
         minutes_estimated: from operations a token and the machine's peak, None where the peak is
             not known; `estimated_from` says how.
@@ -112,6 +114,7 @@ class TrainingPlan:
     rows_at_once: int
     gradient_checkpointing: bool
     memory: MemoryNeed
+    least_bytes: int
     free_bytes: int | None
     minutes_assumed: float
     minutes_estimated: float | None
@@ -166,6 +169,7 @@ def plan_training(
         rows_at_once=one_pass.rows,
         gradient_checkpointing=one_pass.checkpointing,
         memory=memory,
+        least_bytes=_least(shape, settings, held, machine.devices).total,
         free_bytes=machine.free_bytes,
         minutes_assumed=tokens / settings.assumed_tokens_per_second / 60,
         minutes_estimated=_minutes(work, one_pass, machine),

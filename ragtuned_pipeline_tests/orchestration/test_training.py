@@ -22,6 +22,7 @@ import pytest
 from ragtuned_pipeline.orchestration.assets.tuning import lora_adapter
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.resources import HomeResource
+from ragtuned_pipeline.orchestration.steps import UserError
 from ragtuned_pipeline.orchestration.teaching import TeacherResource
 from ragtuned_pipeline.orchestration.training import (
     Retuning,
@@ -188,6 +189,8 @@ def test_new_facts_go_on_from_the_promoted_adapter(home: Home) -> None:
         "earlier ones"
     )
     assert training.result["rows"] == 41
+    for what in ("rows", "tokens", "steps", "trainable_parameters"):
+        assert training.plan[what] == training.result[what]
     assert training.adapter != promoted
     learned = pq.read_table(rows_file(home.adapters, CORPUS, training.adapter))
     assert Counter(learned["age"].to_pylist()) == {"new": 8, "old": 48}
@@ -332,3 +335,9 @@ def test_the_folder_of_a_training_is_its_own_by_its_start(home: Home) -> None:
     read = pq.read_table(warm["training_rows"])
     assert read.equals(read.sort_by([("prompt", "ascending")]))
     assert pc.max(read["epochs"]).as_py() == 1
+
+
+def test_what_the_plan_refuses_does_not_start(home: Home) -> None:
+    three = TUNING.model_copy(update={"devices": 3})
+    with pytest.raises(UserError, match="16 rows cannot be shared evenly by 3 devices"):
+        tuned(home, rows(FACTS[:2]), three, pipes=OnlyTold())

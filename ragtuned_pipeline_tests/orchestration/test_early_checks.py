@@ -1,0 +1,52 @@
+"""What is refused before anything is read, on a machine with a GPU that nvidia-smi tells of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2Config
+
+from ragtuned_pipeline.orchestration.early_checks import check_early
+from ragtuned_pipeline.settings import Settings, SettingsError, load_settings
+
+
+def gpu_of(gib: int, folder: Path, patch: pytest.MonkeyPatch, used: int = 0) -> None:
+    """Have nvidia-smi tell of a GPU of `gib` GiB, of which `used` are in use."""
+    said = f"0, GPU-1, NVIDIA H100 80GB HBM3, {(gib - used) << 10}, {gib << 10}"
+    script = folder / "nvidia-smi"
+    script.write_text(f"#!/bin/sh\necho '{said}'\n")
+    script.chmod(0o755)
+    patch.setenv("PATH", str(folder), prepend=":")
+    patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    patch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+def seven_billion(folder: Path) -> Settings:
+    """The gpu profile's, with a base model of which there is a config alone."""
+    config = Qwen2Config(
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        vocab_size=152064,
+    )
+    config.save_pretrained(folder)
+    own = {"tuning": {"base_model": str(folder)}}
+    return load_settings(folder, "gpu", own, environment={})
+
+
+def test_a_gpu_that_is_too_small_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu_of(16, tmp_path, monkeypatch)
+    with pytest.raises(SettingsError, match=r"16\.0 are free; .* tuning\.quantization = nf4"):
+        check_early(seven_billion(tmp_path))
+
+
+def test_a_gpu_that_a_server_fills_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives the memory back before a training."""
+    gpu_of(80, tmp_path, monkeypatch, used=76)
+    check_early(seven_billion(tmp_path))
