@@ -96,7 +96,6 @@ def test_status_is_readable_by_programs(tmp_path: Path) -> None:
 
 def test_a_plan_counts_what_would_be_asked_and_writes_nothing(tmp_path: Path) -> None:
     teacher = ["--profile", "api", "--set", "teacher.model=m", "--set", "teacher.price_prompt=2"]
-    budget = ["--set", "budget.max_calls=3"]
     home = tmp_path / "home"
     planned = json.loads(ragtuned(home, "plan", str(HARBOUR), *teacher, "--json").stdout)
     steps = planned["steps"]
@@ -107,9 +106,6 @@ def test_a_plan_counts_what_would_be_asked_and_writes_nothing(tmp_path: Path) ->
     assert tuning["memory"].keys() == {"weights", "adapter", "activations", "reserve"}
     assert tuning["tokens"] / 5000 / 60 == pytest.approx(tuning["minutes_assumed"])
     assert planned["refusal"] == ""
-    shown = ragtuned(home, "plan", str(HARBOUR), *teacher, *budget).stdout
-    assert "local question" in shown
-    assert "over the limit budget.max_calls = 3" in shown
     assert not home.exists()
 
 

@@ -14,6 +14,7 @@ from ragtuned_pipeline.inference.base_models import load_fast_tokenizer
 from ragtuned_pipeline.inference.calls import Call, Completed, Outcome, T
 from ragtuned_pipeline.inference.completions import Usage
 from ragtuned_pipeline.inference.plan import by_characters
+from ragtuned_pipeline.orchestration.display import show_plan
 from ragtuned_pipeline.orchestration.planning import (
     FolderPlan,
     ask_everything,
@@ -90,3 +91,13 @@ def test_the_plan_of_tuning_says_what_is_lost_and_why_nothing_can_be_tuned(tmp_p
     none = plan(time_budget_minutes=0.0001)
     assert none.training is None
     assert "too few for any fact; 0.00" in none.refusal
+
+
+def test_a_plan_beyond_the_budget_says_which_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = api(tmp_path, budget={"max_calls": 3}, judge={"engine": "none"})
+    show_plan(plan_folder(HARBOUR, settings, tmp_path / "completions.sqlite"), settings)
+    shown = capsys.readouterr().out
+    assert "local question" in shown
+    assert "over the limit budget.max_calls = 3" in shown

@@ -24,6 +24,7 @@ from ragtuned_pipeline.orchestration.steps import (
     code_version,
     settings_key,
 )
+from ragtuned_pipeline.orchestration.trainer_pods import trainers_are_pods
 from ragtuned_pipeline.settings import RetuningSettings, SettingsError, TuningSettings
 from ragtuned_pipeline.tables import content_hash
 from ragtuned_pipeline.tuning.sft import RUNNING_SETTINGS
@@ -308,13 +309,18 @@ def _planned(
         UserError: the base model cannot be loaded.
     """
     from ragtuned_pipeline.tuning.base_models import load_tokenizer
-    from ragtuned_pipeline.tuning.machine import this_machine
+    from ragtuned_pipeline.tuning.machine import Machine, this_machine
     from ragtuned_pipeline.tuning.plan_words import plan_lines
     from ragtuned_pipeline.tuning.training_plan import base_shape, plan_rows
 
+    machine = (
+        Machine("pod of the trainer", True, settings.devices or 1)
+        if trainers_are_pods()
+        else this_machine(settings)
+    )
     try:
         tokenizer, shape = load_tokenizer(settings.base_model), base_shape(settings.base_model)
-        plan = plan_rows(rows, tokenizer, shape, settings, this_machine(settings))
+        plan = plan_rows(rows, tokenizer, shape, settings, machine)
     except SettingsError as error:
         raise UserError(str(error)) from error
     context.log.info("planned: " + "; ".join(f"{what}: {how}" for what, how in plan_lines(plan)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import time
 from collections.abc import Sequence
@@ -66,7 +65,7 @@ def this_machine(settings: TuningSettings) -> Machine:
         return _gpus(_nvidia_smi(), os.environ.get("CUDA_VISIBLE_DEVICES"), settings.devices)
     devices = settings.devices or 1
     if settings.require_cuda:
-        return Machine("no GPU here", True, devices)
+        return Machine("GPU (none here)", True, devices)
     return Machine(
         f"CPU, {torch.get_num_threads()} threads",
         False,
@@ -124,7 +123,9 @@ def _available_memory() -> int | None:
 
 
 def _matrix_peak() -> float:
-    """Return the operations a second of a float32 matrix product on this CPU."""
+    """Return the operations a second of a float32 matrix product on this CPU, the best of some:
+    what else runs on it makes the others slower.
+    """
     import torch
 
     a, b = torch.rand(_MATRIX, _MATRIX), torch.rand(_MATRIX, _MATRIX)
@@ -133,4 +134,4 @@ def _matrix_peak() -> float:
         started = time.perf_counter()
         a @ b
         times.append(time.perf_counter() - started)
-    return 2 * _MATRIX**3 / statistics.median(times)
+    return 2 * _MATRIX**3 / min(times)

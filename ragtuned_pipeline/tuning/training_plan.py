@@ -38,7 +38,7 @@ BITS_PER_PARAMETER = 2.0
 # Useful operations a second, as a share of the peak that Machine names. On a GPU, of the data
 # sheet's: 13,379 tokens/s of 28.9 GFLOP on an H200, and 10,074 with gradient checkpointing
 # (docs/performance.md). On a CPU, of the measured float32 product: see docs/tuning.md.
-_GPU_SHARE, _GPU_SHARE_CHECKPOINTING, _CPU_SHARE = 0.39, 0.29, 0.45
+_GPU_SHARE, _GPU_SHARE_CHECKPOINTING, _CPU_SHARE = 0.39, 0.29, 0.7
 _SAVED_BYTES = 4  # PEFT trains and saves LoRA's numbers in float32 beside a bfloat16 base too
 _STEP_TOKENS = 64  # settings of tuning.max_tokens that are proposed are multiples of it
 _LEAST_TOKENS = 256  # that are proposed

@@ -104,6 +104,14 @@ def test_the_page_has_all_its_sections_and_asks_the_network_for_nothing(tmp_path
     assert "@import" not in html
 
 
+def test_what_was_planned_of_the_training_stands_beside_what_it_was(tmp_path: Path) -> None:
+    planned = [("minutes", "2.0 at the speed that was set", "1.4")]
+    html = render(inputs(planned=planned))
+    assert "Planned and measured" in html
+    assert "2.0 at the speed that was set" in html
+    assert "Planned and measured" not in render(inputs())
+
+
 def _outline(page: Page) -> dict[str, tuple[int, int, int]]:
     """section -> how many figures, tables and cases it has, in the order of the page."""
     counts: dict[str, list[int]] = {}

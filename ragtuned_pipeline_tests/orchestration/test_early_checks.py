@@ -34,7 +34,12 @@ def seven_billion(folder: Path) -> Settings:
         vocab_size=152064,
     )
     config.save_pretrained(folder)
-    own = {"tuning": {"base_model": str(folder)}}
+    own = {
+        "tuning": {"base_model": str(folder)},
+        "teacher": {"engine": "none"},
+        "judge": {"engine": "none"},
+        "evaluation": {"engine": "transformers"},
+    }
     return load_settings(folder, "gpu", own, environment={})
 
 
