@@ -17,7 +17,7 @@ from dagster_k8s.job import construct_dagster_k8s_job
 from kubernetes.client import ApiClient
 
 from ragtuned_pipeline.definitions import defs
-from ragtuned_pipeline.orchestration.trainer_pipes import Observer, TrainerPipes
+from ragtuned_pipeline.orchestration.trainer_pipes import TrainerPipes
 from ragtuned_pipeline.orchestration.trainer_pods import (
     VARIABLE,
     trainer_client,
@@ -156,9 +156,7 @@ def test_a_trainer_is_a_pod_that_reports_and_goes(
 ) -> None:
     monkeypatch.setenv(VARIABLE, json.dumps(OWN))
     monkeypatch.setattr("ragtuned_pipeline.orchestration.trainer_pods._POLL_SECONDS", 0.1)
-    monkeypatch.setattr(
-        "ragtuned_pipeline.orchestration.trainer_pods.Observer", lambda it: Observer(it, every=0)
-    )
+    monkeypatch.setattr("ragtuned_pipeline.orchestration.trainer_pipes._OBSERVED_EVERY", 0.0)
     instance, pods = here
     messages: list[Any] = []
 
