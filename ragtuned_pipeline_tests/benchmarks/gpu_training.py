@@ -7,13 +7,15 @@ Random weights of the shape of Qwen2.5-7B-Instruct (nothing is downloaded), rows
 about 25 tokens and answers of 30 to 600, evenly spread, seeded. The same rows are learned by
 `ragtuned_pipeline.tuning.sft` with the gpu profile's settings, by the same with single things
 changed, by TRL's SFTTrainer as it is set when nobody sets anything, and by a plain PyTorch loop
-over the same packed sequences. `--shape toy` is the same on a CPU in under a minute; its figures
-mean nothing.
+over the same packed sequences. Among the others (`--ways all`) are QLoRA, and all visible GPUs by
+DDP and by FSDP, whose weights are written to the temporary folder first. `--shape toy` is the same
+on a CPU in under a minute; its figures mean nothing.
 
-Tokens a second are the rows' own, without padding, in the median step after warm-up. MFU is useful
-work over the bfloat16 matrix peak measured here: 4 operations a weight and token (2 forward, 2 back
-through the frozen weights; the head's at answered tokens only), 6 a LoRA weight, and for attention
-3 x 4 x width x mean context a layer. What is computed twice (gradient checkpointing) is not work.
+Tokens a second are the rows' own, without padding, in the median step after warm-up, of all GPUs
+together. MFU is useful work over the bfloat16 matrix peak measured here: 4 operations a weight and
+token (2 forward, 2 back through the frozen weights; the head's at answered tokens only), 6 a LoRA
+weight, and for attention 3 x 4 x width x mean context a layer. What is computed twice (gradient
+checkpointing) is not work.
 """
 
 from __future__ import annotations
@@ -44,8 +46,11 @@ from ragtuned_pipeline.settings import TuningSettings, load_settings
 from ragtuned_pipeline.tuning import sft
 from ragtuned_pipeline.tuning.base_models import ChatRow, TokenRow, encode_rows, load_tokenizer
 from ragtuned_pipeline.tuning.epochs import Plan, training_set
+from ragtuned_pipeline.tuning.launch import train_on_all
 from ragtuned_pipeline.tuning.memory import Pass
 from ragtuned_pipeline.tuning.packed_attention import use_packed_attention
+from ragtuned_pipeline.tuning.quantization import load_quantized
+from ragtuned_pipeline.tuning.trainer import TrainJob
 
 SEED = 42
 QUESTION_TOKENS, ANSWER_TOKENS = (15, 25), (30, 600)  # with the chat template about 25
@@ -103,6 +108,8 @@ class StepLog:
     seconds: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    devices: int = 1
+    peak_gib: float | None = None  # of the first process, where others do the work
     _seen: list[torch.Tensor] = field(default_factory=list)
 
     def batch(self, input_ids: torch.Tensor, padding: int) -> None:
@@ -166,6 +173,11 @@ class Bench:
                 dtype=getattr(torch, dtype),
                 attn_implementation="sdpa" if CUDA else "eager",
             )
+
+    def write_weights(self) -> None:
+        """Save the random weights beside the config, for ways that read them."""
+        if not list(self.folder.glob("*.safetensors")):
+            self.model("bfloat16").save_pretrained(self.folder)
 
     def write_rows(self, file: Path) -> Path:
         """Write the rows as a run's training step does."""
@@ -266,6 +278,7 @@ def ours(
 
         patches: dict[str, Any] = {
             "load_model": lambda _, dtype: bench.model(dtype),
+            "load_quantized": lambda base: read_quantized(bench, base),
             "trainer_class": lambda base: timed(trainer_class(base), log, compiled),
             "_arguments": with_arguments,
         }
@@ -280,6 +293,44 @@ def ours(
             stack.enter_context(_restored_qwen2())
             rows = bench.write_rows(folder / "rows.parquet")
             sft.train(rows, None, changed, folder / "run", lambda _: None)
+
+    return learn
+
+
+def read_quantized(bench: Bench, base: str) -> Any:
+    bench.write_weights()
+    return load_quantized(base)
+
+
+def several(parallel: str) -> Way:
+    """Return a way that runs the trainer on all GPUs, one process each; on a CPU in two."""
+
+    def learn(bench: Bench, log: StepLog) -> None:
+        bench.write_weights()
+        log.devices = torch.cuda.device_count() or 2
+        update = {"parallel": parallel, "devices": log.devices}
+        tokens = steps = 0
+
+        def progress(line: dict[str, Any]) -> None:
+            nonlocal tokens, steps
+            tokens, steps = line.get("tokens", tokens), line.get("steps", steps)
+            if line["event"] == "step":  # a line a step, up to 50 steps
+                log.seconds.append(time.perf_counter())
+                log.tokens.append(tokens // steps)
+                log.losses.append(line["loss"])
+                log.peak_gib = line["peak_memory_gib"] if CUDA else None
+
+        with tempfile.TemporaryDirectory() as made:
+            folder = Path(made)
+            job = TrainJob(
+                training_rows=bench.write_rows(folder / "rows.parquet"),
+                held_out=None,
+                settings=bench.settings.model_copy(update=update),
+                output=folder / "run",
+            )
+            file = folder / "job.json"
+            file.write_text(job.model_dump_json(), encoding="utf-8")
+            train_on_all(file, log.devices, progress)
 
     return learn
 
@@ -415,6 +466,9 @@ def _without_liger(rows: int, checkpointing: bool = False, **changed: Any) -> Wa
 
 
 WAYS = MAIN | {
+    "QLoRA, 4 bits": ours({"quantization": "nf4"}),
+    "all devices, DDP": several("ddp"),
+    **({"all devices, FSDP": several("fsdp")} if CUDA else {}),
     "ours, without Liger": ours(arguments=_NO_LIGER),
     "ours, 4 at once": ours(one_pass=Pass(4, False)),
     "without Liger, 1 at once": _without_liger(1),
@@ -501,13 +555,17 @@ def measure(name: str, bench: Bench, peak: float, work: float) -> Figures | None
     return Figures(
         name=name,
         tokens_per_second=round(speed, 1),
-        mfu=round(speed * work / peak, 4),
-        peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 1) if CUDA else None,
+        mfu=round(speed * work / peak / log.devices, 4),
+        peak_gib=log.peak_gib or _peak_gib(),
         step_tokens=log.tokens,
         step_seconds=[round(float(each), 3) for each in np.diff(log.seconds)],
         losses=[round(loss, 4) for loss in log.losses],
         seconds=round(time.perf_counter() - started, 1),
     )
+
+
+def _peak_gib() -> float | None:
+    return round(torch.cuda.max_memory_allocated() / 2**30, 1) if CUDA else None
 
 
 def machine() -> dict[str, str]:
