@@ -335,7 +335,8 @@ def _nearest_that_fits(
         if settings.batch_size % several:
             continue
         if _least(shape, spread, tokens, several).fits(free):
-            return f"{nearest} tuning.parallel = fsdp on {several} such devices"
+            whole = "" if settings.quantization == "none" else " and tuning.quantization = none"
+            return f"{nearest} tuning.parallel = fsdp on {several} such devices{whole}"
     return f"choose a base model of at most about {_largest_model(shape, settings, free)} numbers"
 
 

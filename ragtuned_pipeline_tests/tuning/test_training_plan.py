@@ -182,6 +182,9 @@ def test_the_setting_that_is_named_does_fit(gpu: TuningSettings) -> None:
     eight = card(12, devices=8)
     assert not planned(lengths_of(2048), changed(gpu, parallel="fsdp"), eight, "14B").refusal
     assert planned(lengths_of(2048), gpu, eight, "14B").refusal  # DDP holds it all on each
+    in_four_bits = changed(gpu, quantization="nf4")  # which is not used with fsdp
+    refused = planned(lengths_of(2048), in_four_bits, card(10), "14B").refusal
+    assert refused.endswith("fsdp on 8 such devices and tuning.quantization = none")
     refused = planned(lengths_of(2048), gpu, card(4), "14B").refusal
     assert refused.endswith("choose a base model of at most about 299 million numbers")
 
