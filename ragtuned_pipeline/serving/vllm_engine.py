@@ -29,7 +29,7 @@ _CONNECT_SECONDS = 10.0
 _LOAD_SECONDS = 300.0  # an adapter may be gigabytes, on a disk across a network
 _RETRY_AFTER = 5.0
 _TOO_LONG = "maximum context length"
-_DATA = "data: "
+_DATA, _END = b"data: ", b"data: [DONE]"
 
 
 class VllmEngine:
@@ -66,6 +66,7 @@ class VllmEngine:
         self._server: VllmServer | None = None
         self._client: httpx2.AsyncClient | None = None
         self._address = ""
+        self._folders: dict[str, Path] = {}  # of the adapters that are loaded
 
     async def start(self) -> None:
         import httpx2
@@ -96,6 +97,7 @@ class VllmEngine:
                 raise NeedsRestart(f"adapter {folder.name} has a higher rank than vLLM expects")
             async with asyncio.timeout(_LOAD_SECONDS):
                 await load_adapter(self._up(), self._address, adapter, folder)
+            self._folders[adapter] = folder
         except (AdapterNotTaken, SettingsError, OSError) as error:
             raise Refused(500, str(error)) from None
         except TimeoutError:
@@ -108,6 +110,7 @@ class VllmEngine:
 
         try:
             await unload_adapter(self._up(), self._address, adapter)
+            self._folders.pop(adapter, None)
         except AdapterNotTaken as error:
             raise Refused(500, str(error)) from None
         except httpx2.HTTPError as error:
@@ -129,10 +132,7 @@ class VllmEngine:
         try:
             reply = await self._post(adapter, body, stream=True)
             try:
-                async for line in reply.aiter_lines():
-                    if not line.startswith(_DATA) or line == f"{_DATA}[DONE]":
-                        continue
-                    chunk: dict[str, Any] = json.loads(line[len(_DATA) :])
+                async for chunk in _chunks(reply):
                     if "error" in chunk:
                         raise Refused(502, f"vLLM: {chunk['error'].get('message')}")
                     yield chunk
@@ -155,6 +155,7 @@ class VllmEngine:
 
     async def close(self) -> None:
         client, server, self._client, self._server = self._client, self._server, None, None
+        self._folders.clear()
         if client is not None:
             await client.aclose()
         if server is not None:
@@ -183,6 +184,9 @@ class VllmEngine:
         Raises:
             Refused: it is an error; in vLLM's words.
         """
+        if (folder := self._folders.get(adapter)) is not None and not folder.is_dir():
+            # It is being forgotten. Where vLLM has to read it again, it would end.
+            raise Refused(503, f"adapter {folder.name} was deleted", retry_after=1)
         asked = {**body, "model": adapter, "stream": stream}
         reply = await self._send(asked, stream)
         if reply.status_code == 400 and asked.get("max_tokens") == self._default_tokens:
@@ -219,6 +223,19 @@ def rank_of(folder: Path) -> int:
     """Return the LoRA rank of the adapter in `folder`."""
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     return int(config["r"])
+
+
+async def _chunks(reply: httpx2.Response) -> AsyncGenerator[dict[str, Any], None]:
+    """Yield the events of a stream.
+
+    The client's own lines also end at characters that JSON leaves as they are in a string (U+2028).
+    """
+    rest = b""
+    async for part in reply.aiter_bytes():
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            if line.startswith(_DATA) and line.rstrip() != _END:
+                yield json.loads(line.removeprefix(_DATA))
 
 
 def _parameter(reply: httpx2.Response) -> str | None:

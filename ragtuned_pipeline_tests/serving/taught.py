@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,20 +64,3 @@ def renamed(adapters: Path, corpus: str, content: str, number: int) -> str:
     weights = load_file(str(adapters / corpus / content / "adapter_model.safetensors"))
     save_file(weights, str(made / "adapter_model.safetensors"), {"number": str(number)})
     return adapter_store.store(made, adapters, corpus, "embedded")
-
-
-@contextmanager
-def environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables while the block runs."""
-    import os
-
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
