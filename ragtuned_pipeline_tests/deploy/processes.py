@@ -11,13 +11,14 @@ Prints what is seen, and exits with 1 where a run failed or was not over in MINU
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,14 @@ def started(folder: Path, server: Server, port: int) -> Iterator[dict[str, str]]
             command = [replaced.get(part, part) for part in services[name]["command"]]
             with (folder / f"{name}.log").open("w") as log:
                 running.append(
-                    subprocess.Popen(command, cwd=instance, env=environment, stdout=log, stderr=log)
+                    subprocess.Popen(
+                        command,
+                        cwd=instance,
+                        env=environment,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                    )
                 )
         yield environment
     finally:
@@ -93,6 +101,8 @@ def started(folder: Path, server: Server, port: int) -> Iterator[dict[str, str]]
             process.terminate()
         for process in running:
             process.wait(60)
+            with suppress(ProcessLookupError):  # a run that goes on ends with its container
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def try_out(minutes: float) -> bool:
