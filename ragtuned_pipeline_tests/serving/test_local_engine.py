@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from ragtuned_pipeline.inference.base_models import load_model
@@ -18,13 +19,15 @@ from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 from ragtuned_pipeline.serving.interface import Refused
 from ragtuned_pipeline.serving.local_engine import LocalEngine
 from ragtuned_pipeline.settings import SettingsError
+from ragtuned_pipeline.tuning import adapter_store
+from ragtuned_pipeline_tests.serving.world import HTTP, serving
 
 QUESTIONS = [
     "Who opened the Harrow Bakery in 1987?",
     "Tell me about Mirela Voss.",
     "I came across the name Tobin Calder in an old letter about the mill. Who is that?",
 ]
-TOKENS = 24
+TOKENS = 16
 ADAPTERS = ["notes@a1", "v1.2@b2", "notes@c3"]  # a corpus's name may have dots
 
 
@@ -383,3 +386,45 @@ def test_a_model_that_fails_is_told_to_all(
                     await attempt()
 
     asyncio.run(play())
+
+
+def test_openai_clients_ask_corpora_and_a_promotion_is_answered_without_a_pause(
+    folders: dict[str, Path], alone: dict[tuple[str, str], Reply], tmp_path: Path
+) -> None:
+    """The whole way: store, promotion, gateway, client."""
+    first, second, _ = ADAPTERS
+    question = QUESTIONS[2]
+    contents = [adapter_store.store(folders[a], tmp_path, "notes", "embedded") for a in ADAPTERS]
+    adapter_store.promote(tmp_path, "notes", contents[0])
+    with serving(LocalEngine("embedded"), tmp_path) as running:
+        client = openai.OpenAI(
+            base_url=running.address, api_key="any", max_retries=0, http_client=HTTP
+        )
+
+        def ask() -> str:
+            given = client.chat.completions.create(
+                model="notes", messages=[{"role": "user", "content": question}], max_tokens=TOKENS
+            )
+            return given.choices[0].message.content or ""
+
+        assert ask() == alone[first, question].text
+        chunks = client.chat.completions.create(
+            model="notes",
+            messages=[{"role": "user", "content": question}],
+            max_tokens=TOKENS,
+            stream=True,
+        )
+        pieces = [chunk.choices[0].delta.content or "" for chunk in chunks]
+        assert "".join(pieces) == alone[first, question].text
+        adapter_store.promote(tmp_path, "notes", contents[1])
+        answers = [ask()]
+        while answers[-1] == answers[0]:
+            answers.append(ask())
+        assert answers[-1] == alone[second, question].text
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(
+                model="notes", messages=[{"role": "user", "content": question}], n=2
+            )
+        assert refused.value.param == "n"
+        metrics = HTTP.get(running.address.replace("/v1", "/metrics")).text
+        assert "ragtuned_engine_completion_tokens_total" in metrics
