@@ -104,9 +104,9 @@ def test_answers_written_together_are_each_adapters_own(
                 "completion_tokens": reply.completion_tokens,
                 "total_tokens": reply.prompt_tokens + reply.completion_tokens,
             }
-            assert given["choices"][0]["finish_reason"] == (
-                "length" if reply.completion_tokens == TOKENS else "stop"
-            )
+            # One as long as that may have ended by itself, too.
+            ends = {"stop", "length"} if reply.completion_tokens == TOKENS else {"stop"}
+            assert given["choices"][0]["finish_reason"] in ends
             assert json.loads(json.dumps(given))["object"] == "chat.completion"
 
 
