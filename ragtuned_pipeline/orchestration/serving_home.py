@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +109,15 @@ def _engine(
         return LocalEngine(base_model)
     from ragtuned_pipeline.serving.vllm_engine import VllmEngine, rank_of
 
-    folders = [each.folder for each in adapters.look().adapters.values()]
+    ranks = [settings.tuning.rank]
+    for each in adapters.look().adapters.values():
+        with suppress(OSError, ValueError, KeyError):  # said when it is loaded
+            ranks.append(rank_of(each.folder))
     return VllmEngine(
         base_model,
         settings.vllm,
         home.folder / "logs" / "serving.log",
-        max((rank_of(folder) for folder in folders), default=settings.tuning.rank),
+        max(ranks[1:] or ranks),
         settings.serving.max_tokens,
         inherited=turn.inherited if turn else tuple,
     )

@@ -76,7 +76,7 @@ class PromotedAdapters:
             found: Promoted | str = Promoted(folder.name, folder, since)
         except AdapterError as error:
             found = str(error)
-        except FileNotFoundError as error:  # replaced or deleted between two looks at it
-            return f"{error.filename}: {error.strerror}"
+        except (OSError, ValueError, KeyError) as error:  # one that is not whole stops no other
+            return f"{link} cannot be read ({type(error).__name__}: {error})"
         self._seen[corpus] = target, found
         return found

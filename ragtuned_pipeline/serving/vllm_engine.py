@@ -92,13 +92,16 @@ class VllmEngine:
 
         try:
             rank = lora_rank(rank_of(folder))
+        except (SettingsError, OSError, ValueError, KeyError) as error:
+            raise Refused(500, f"{folder}: {error}") from None
+        try:
             if rank > self._rank:
                 self._rank = rank
                 raise NeedsRestart(f"adapter {folder.name} has a higher rank than vLLM expects")
             async with asyncio.timeout(_LOAD_SECONDS):
                 await load_adapter(self._up(), self._address, adapter, folder)
             self._folders[adapter] = folder
-        except (AdapterNotTaken, SettingsError, OSError) as error:
+        except AdapterNotTaken as error:
             raise Refused(500, str(error)) from None
         except TimeoutError:
             raise Refused(500, f"vLLM has not loaded {folder} in {_LOAD_SECONDS:g} s") from None
@@ -220,7 +223,11 @@ class VllmEngine:
 
 
 def rank_of(folder: Path) -> int:
-    """Return the LoRA rank of the adapter in `folder`."""
+    """Return the LoRA rank of the adapter in `folder`.
+
+    Raises:
+        OSError, ValueError, KeyError: its adapter_config.json is missing or none.
+    """
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     return int(config["r"])
 
