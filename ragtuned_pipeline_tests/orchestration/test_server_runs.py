@@ -19,6 +19,7 @@ from ragtuned_pipeline.cli import app
 from ragtuned_pipeline.definitions import defs
 from ragtuned_pipeline.orchestration import dagster_records, server_runs
 from ragtuned_pipeline.orchestration.dagster_records import SERVE
+from ragtuned_pipeline.orchestration.doctor import examine
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.runs import end_dead_runs, prepare_environment
@@ -181,7 +182,10 @@ def test_a_server_does_not_outlive_a_killed_worker(
     assert why_not_now(home, instance, time.time()) == (
         f"run {run.run_id} is starting the server, or ending it"
     )
+    assert [each.what for each in examine(home, mend=False) if run.run_id in each.what] == []
     monkeypatch.setattr(dagster_records, "_SECONDS_TO_START", 0.0)
+    [found] = [each for each in examine(home, mend=False) if run.run_id in each.what]
+    assert "serves the home" in found.what
     why_not_now(home, instance, time.time())
     assert only_run(instance).status == dg.DagsterRunStatus.FAILURE
 
