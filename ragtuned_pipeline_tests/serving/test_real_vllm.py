@@ -107,8 +107,8 @@ def test_adapters_are_swapped_under_load_and_no_request_fails_or_is_answered_wro
             history.promote(adapters, corpus, content)
             until(lambda c=corpus: running.health()["served"][c] == history.last(c))
             history.seen(corpus)
-            most = len(done) + 5
-            until(lambda n=most: len(done) >= n)
+            enough = len(done) + 5
+            until(lambda n=enough: len(done) >= n)
 
     assert [each for each in done if each.failed] == []
     assert [e for e in done if e.answer not in {knows[c] for c in history.allowed(e)}] == []

@@ -74,8 +74,8 @@ def test_no_request_fails_or_is_answered_by_another_adapter_while_adapters_are_s
             history.promote(adapters, corpus, content or new_adapter(adapters, corpus, str(number)))
             until(lambda c=corpus: served(running, c) == history.last(c))
             history.seen(corpus)
-            most = len(done) + 5
-            until(lambda n=most: len(done) >= n)
+            enough = len(done) + 5
+            until(lambda n=enough: len(done) >= n)
         until(lambda: len(engine.loaded) == 2)  # the replaced ones are gone
 
     assert [each for each in done if each.failed] == []
