@@ -37,6 +37,9 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     # The server listens on loopback only, and adapters come and go while it is up.
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+    # Clients close idle connections. A server that does so after 5 s, its default, may do it just
+    # when a request is sent, however soon the client would have closed it: either may be held up.
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "3600",
 }
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM 0.32 knows
 _LORAS_KEPT = 256  # in main memory, to be in a batch again without reading files

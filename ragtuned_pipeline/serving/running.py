@@ -16,6 +16,9 @@ from ragtuned_pipeline.serving.service import Service
 from ragtuned_pipeline.settings import SettingsError
 
 _BACKLOG = 2048  # uvicorn's
+# OpenAI's clients close idle connections after 5 s: they should, not the server, which could do so
+# just when a request is sent.
+_KEEP_ALIVE_SECONDS = 75
 
 
 def is_loopback(host: str) -> bool:
@@ -69,6 +72,7 @@ def run(app: ASGIApp, service: Service, listener: socket.socket, drain_seconds: 
         access_log=False,
         log_level="warning",
         server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
     )
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:

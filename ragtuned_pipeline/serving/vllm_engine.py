@@ -23,8 +23,8 @@ from ragtuned_pipeline.settings import SettingsError, VllmSettings
 if TYPE_CHECKING:
     import httpx2
 
-# vLLM's server closes idle connections after 5 s; a request sent just then is lost.
-_KEEPALIVE_SECONDS = 4.0
+_KEEPALIVE_SECONDS = 60.0  # of an idle connection; vLLM keeps them for longer
+_ATTEMPTS = 3  # to send a request, where a connection breaks and vLLM is up
 _CONNECT_SECONDS = 10.0
 _LOAD_SECONDS = 300.0  # an adapter may be gigabytes, on a disk across a network
 _RETRY_AFTER = 5.0
@@ -204,18 +204,25 @@ class VllmEngine:
         raise Refused(reply.status_code, server_words(reply), _parameter(reply))
 
     async def _send(self, body: dict[str, Any], stream: bool) -> httpx2.Response:
-        client = self._up()
+        """Post the body; again where the connection breaks: an answer has no effect but itself."""
+        import httpx2
+
         try:
             content = json.dumps(body, allow_nan=False).encode()
         except ValueError as error:  # 1e999 is a number in JSON, and none that can be sent on
             raise Refused(400, f"the request holds a number that is none: {error}") from None
-        request = client.build_request(
-            "POST",
-            f"{self._address}/chat/completions",
-            content=content,
-            headers={"Content-Type": "application/json"},
-        )
-        return await client.send(request, stream=stream)
+        url = f"{self._address}/chat/completions"
+        headers = {"Content-Type": "application/json"}
+        attempt = 1
+        while True:
+            client = self._up()
+            request = client.build_request("POST", url, content=content, headers=headers)
+            try:
+                return await client.send(request, stream=stream)
+            except httpx2.TransportError:
+                if attempt == _ATTEMPTS or self.why_ended() is not None:
+                    raise
+                attempt += 1
 
     def _lost(self, error: httpx2.HTTPError) -> Refused:
         reason = self.why_ended() or f"vLLM cannot be reached ({type(error).__name__})"

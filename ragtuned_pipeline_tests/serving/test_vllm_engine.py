@@ -218,3 +218,28 @@ def test_an_adapter_that_was_deleted_is_not_asked_any_more(tmp_path: Path) -> No
 
     run(tmp_path, vllm, use)
     assert len(vllm.bodies) == 2
+
+
+def test_a_request_whose_connection_breaks_is_sent_again(tmp_path: Path) -> None:
+    """As where a server closes an idle connection just when it is used again."""
+    connections = 0
+
+    async def breaks_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        head = await reader.readuntil(b"\r\n\r\n")
+        if connections > 1:
+            length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+            await reader.readexactly(length)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n" + b'{"it": 1} ')
+            await writer.drain()
+        writer.close()
+
+    async def use(engine: VllmEngine) -> None:
+        server = await asyncio.start_server(breaks_once, "127.0.0.1", 0)
+        engine._address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        assert await engine.complete("harbour@1", BODY) == {"it": 1}
+        server.close()
+
+    run(tmp_path, Vllm(lambda _: JSONResponse({})), use)
+    assert connections == 2
