@@ -28,6 +28,8 @@ QUESTIONS = [
     "I came across the name Tobin Calder in an old letter about the mill. Who is that?",
 ]
 TOKENS = 16
+# With the second adapter it does not end by itself.
+LONG = {"messages": chat("Why?"), "temperature": 1.9, "seed": 1, "max_tokens": 900}
 ADAPTERS = ["notes@a1", "v1.2@b2", "notes@c3"]  # a corpus's name may have dots
 
 
@@ -88,6 +90,11 @@ def _text(completion: dict[str, Any]) -> str:
     return text
 
 
+def _streamed(chunks: list[dict[str, Any]]) -> str:
+    choices = (choice for chunk in chunks for choice in chunk["choices"])
+    return "".join(choice["delta"].get("content", "") for choice in choices)
+
+
 def test_answers_written_together_are_each_adapters_own(
     folders: dict[str, Path], alone: dict[tuple[str, str], Reply]
 ) -> None:
@@ -134,11 +141,12 @@ def test_adapters_come_and_go_while_others_answer(
                 for adapter in (second, third):
                     await engine.load(adapter, folders[adapter])
                     await engine.load(adapter, folders[adapter])  # it is there already
-                    running = asyncio.create_task(engine.complete(adapter, _body(QUESTIONS[2])))
-                    await asyncio.sleep(0.02)  # it has begun
-                    await engine.unload(adapter)
-                    assert running.done()
-                    assert _text(running.result()) == alone[adapter, QUESTIONS[2]].text
+                    running = engine.stream(adapter, _body(QUESTIONS[2]))
+                    chunks = [await anext(running)]  # it has begun
+                    unloaded = asyncio.create_task(engine.unload(adapter))
+                    chunks += [chunk async for chunk in running]
+                    await unloaded
+                    assert _streamed(chunks) == alone[adapter, QUESTIONS[2]].text
                     with pytest.raises(Refused, match="there is no model") as refused:
                         await engine.complete(adapter, _body("Why?"))
                     assert refused.value.status == 404
@@ -162,7 +170,7 @@ def test_a_stream_is_the_answer_in_pieces(
         *told, usage = chunks
         deltas = [chunk["choices"][0]["delta"] for chunk in told]
         assert deltas[0] == {"role": "assistant", "content": ""}
-        assert "".join(delta.get("content", "") for delta in deltas) == reply.text, key
+        assert _streamed(chunks) == reply.text, key
         assert len(deltas) > 4
         ends = [chunk["choices"][0]["finish_reason"] for chunk in told]
         assert ends[:-1] == [None] * (len(told) - 1)
@@ -238,13 +246,12 @@ def test_who_goes_away_frees_the_place_and_the_loop_is_never_held_up(
     folders: dict[str, Path], alone: dict[tuple[str, str], Reply]
 ) -> None:
     """One place: what is in it has to leave before another can be answered."""
-    long = {"temperature": 1.9, "seed": 1, "max_tokens": 900}  # it does not end by itself
 
     async def play() -> None:
         async with _engine(folders, places=1) as engine:
-            hog = engine.stream(ADAPTERS[1], _body("Why?", **long))
+            hog = engine.stream(ADAPTERS[1], LONG)
             await anext(hog)
-            waits = asyncio.create_task(engine.complete(ADAPTERS[1], _body("Why?", **long)))
+            waits = asyncio.create_task(engine.complete(ADAPTERS[1], LONG))
             wanted = asyncio.create_task(engine.complete(ADAPTERS[0], _body(QUESTIONS[0])))
             turns = 0
             while "answers_waiting 2" not in await engine.metrics():
@@ -272,17 +279,18 @@ def test_the_oldest_is_answered_first(folders: dict[str, Path]) -> None:
                 await engine.complete(ADAPTERS[place % 3], _body("Why?", max_tokens=4))
                 done.append(place)
 
+            hog = engine.stream(ADAPTERS[1], LONG)
+            await anext(hog)
             tasks = []
-            for place in range(9):
+            for place in range(6):
                 tasks.append(asyncio.create_task(ask(place)))
-                while f"answers_waiting {place}" not in await engine.metrics():
-                    if done:
-                        break
+                while f"answers_waiting {place + 1}\n" not in await engine.metrics():
                     await asyncio.sleep(0)
+            await hog.aclose()
             await asyncio.gather(*tasks)
         return done
 
-    assert asyncio.run(play()) == sorted(range(9))
+    assert asyncio.run(play()) == list(range(6))
 
 
 def _broken(kind: str, folder: Path) -> None:
@@ -336,13 +344,12 @@ def test_a_base_model_that_is_none_is_named(tmp_path: Path) -> None:
 def test_all_who_wait_are_told_when_the_engine_is_closed(folders: dict[str, Path]) -> None:
     async def play() -> None:
         async with _engine(folders, places=1) as engine:
-            long = _body("Why?", temperature=1.9, max_tokens=900)
-            running = asyncio.create_task(engine.complete(ADAPTERS[0], long))
-            waiting = asyncio.create_task(engine.complete(ADAPTERS[1], long))
+            running = asyncio.create_task(engine.complete(ADAPTERS[1], LONG))
+            waiting = asyncio.create_task(engine.complete(ADAPTERS[1], LONG))
             while "answers_waiting 1" not in await engine.metrics():
                 await asyncio.sleep(0)
             await engine.close()
-            for task in (running, waiting, engine.complete(ADAPTERS[0], long)):
+            for task in (running, waiting, engine.complete(ADAPTERS[0], LONG)):
                 with pytest.raises(Refused) as refused:
                     await task
                 assert refused.value.status == 503
@@ -365,12 +372,10 @@ def test_a_model_that_fails_is_told_to_all(
 
     async def play() -> None:
         async with _engine(folders) as engine:
-            asked: list[Awaitable[Any]] = [
-                asyncio.create_task(engine.complete(adapter, _body(QUESTIONS[2], max_tokens=900)))
-                for adapter in ADAPTERS
-            ]
-            await asyncio.sleep(0.02)
             monkeypatch.setattr(Batch, "step", full)
+            asked = [
+                asyncio.create_task(engine.complete(adapter, _body("Why?"))) for adapter in ADAPTERS
+            ]
             for each in asked:
                 with pytest.raises(Refused, match="no room") as refused:
                     await each
