@@ -9,13 +9,13 @@ from ragtuned_pipeline.inference.vllm_server import interpreter
 from ragtuned_pipeline.orchestration.teaching import judging_settings, teacher_model
 from ragtuned_pipeline.orchestration.trainer_pods import trainers_are_pods
 from ragtuned_pipeline.settings import Settings, SettingsError, TuningSettings
-from ragtuned_pipeline.tuning.base_models import refuse_missing_gpu
+from ragtuned_pipeline.tuning.sft import refuse_settings
 
 
 def check_early(settings: Settings) -> None:
     """Raise SettingsError where a later step would refuse the settings, hours into a run."""
     if not trainers_are_pods():
-        refuse_missing_gpu(settings.tuning)
+        refuse_settings(settings.tuning)
         _refuse_small_gpu(settings.tuning)
     if settings.teacher.engine != "none":
         teacher_model(settings)

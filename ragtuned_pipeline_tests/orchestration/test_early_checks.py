@@ -55,3 +55,9 @@ def test_a_gpu_that_a_server_fills_is_not(tmp_path: Path, monkeypatch: pytest.Mo
     """It gives the memory back before a training."""
     gpu_of(80, tmp_path, monkeypatch, used=76)
     check_early(seven_billion(tmp_path))
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_anything_is_read() -> None:
+    asked = Settings.model_validate({"tuning": {"trackers": "trackio"}})
+    with pytest.raises(SettingsError, match=r"tuning\.trackers: trackio needs the package trackio"):
+        check_early(asked)
