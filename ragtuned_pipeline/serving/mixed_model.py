@@ -66,6 +66,8 @@ class MixedModel:
 
     def unload(self, name: str) -> None:
         """Give an adapter's memory back."""
+        # None is active: rows name theirs. PEFT would choose another one, and warn of it.
+        self._tuned.base_model.set_adapter([])
         self._tuned.delete_adapter(name)
 
     def logits(
@@ -94,7 +96,7 @@ class MixedModel:
 
     def _forget(self, name: str) -> None:
         if self._tuned is not None and name in self._tuned.peft_config:
-            self._tuned.delete_adapter(name)
+            self.unload(name)
 
     def _hook_layers(self) -> None:
         from peft.tuners.lora import LoraLayer
