@@ -32,6 +32,8 @@ if mode == "die":
     print("(APIServer pid=1) RuntimeError: Engine core failed. See root cause above. {}")
     print("(APIServer pid=1) INFO 11-25 13:00:02 [api_server.py:2] bye")
     sys.exit(3)
+if mode == "exit 255":
+    os._exit(255)
 if mode == "hang":
     time.sleep(600)
 asked = 0

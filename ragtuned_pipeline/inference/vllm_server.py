@@ -12,10 +12,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 
 from ragtuned_pipeline.inference.backend import RawReply, Request, RequestFailed
@@ -80,7 +81,7 @@ class VllmServer:
         up: the address (http://.../v1) once the server answers, or the TeacherStopped it ended by.
 
     Raises:
-        SettingsError: there is no such model.
+        SettingsError: there is no such model, or it has no chat template.
         TeacherStopped: there is no interpreter with vLLM.
     """
 
@@ -111,7 +112,7 @@ class VllmServer:
             *("--generation-config", "vllm"),
             *("--structured-outputs-config", _COMPACT_JSON),
             *(_lora_arguments(max_rank, settings.loras_at_once) if max_rank else ()),
-            *(_template_arguments(model, log) if max_rank else ()),
+            *_template_arguments(model, log.parent, settings.arguments),
             *settings.arguments,
         ]
         new = log.with_name(f".{log.name}.{port}")  # another run's server goes on with its own
@@ -240,6 +241,7 @@ class ManagedVllm:
         """Return the server, started if there is none, when the GPU is free; it may not be up yet.
 
         Raises:
+            SettingsError: the model has no chat template.
             TeacherStopped: there is no interpreter with vLLM.
         """
         while self._server is None and self._turn is not None and not self._turn.attempt():
@@ -320,7 +322,7 @@ class ServedModel:
                     address = await asyncio.wrap_future(server.up)
                     if self._adapter is not None:
                         await self._load(self._adapter, server, address)
-                except TeacherStopped as error:
+                except (SettingsError, TeacherStopped) as error:
                     raise RequestFailed(str(error), again=False, refused=True) from None
                 own = {"address": address, "model": self.identity}
                 self._open = server, OpenAIBackend(self._settings.model_copy(update=own))
@@ -401,13 +403,23 @@ def lora_rank(rank: int) -> int:
     return known[0]
 
 
-def _template_arguments(model: str, log: Path) -> list[str]:
-    """Have tuned models asked as they were tuned, where that is not by the base's own template."""
+def _template_arguments(model: str, folder: Path, others: Sequence[str]) -> list[str]:
+    """Have a model asked as it is tuned, where that is not by its own template, so that every
+    engine asks alike; nothing where `others` name a template.
+
+    Args:
+        folder: gets the template; other servers may be reading theirs there.
+    """
+    if any(each.partition("=")[0] == "--chat-template" for each in others):
+        return []
     template = settled_template(model)
     if template is None:
         return []
-    file = log.with_suffix(".jinja")
-    file.write_text(template, encoding="utf-8")
+    text = template.encode()
+    file = folder / f"chat-template-{blake2b(text, digest_size=8).hexdigest()}.jinja"
+    new = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    new.write_bytes(text)
+    new.replace(file)
     return ["--chat-template", str(file)]
 
 
@@ -438,7 +450,6 @@ def _telling_line(log: Path) -> str:
 
 
 def _in_words(status: int) -> str:
-    if 0 <= status <= 128:
-        return f"exit status {status}"
     number = -status if status < 0 else status - 128  # of the supervisor, or told by it
-    return f"by {signal.Signals(number).name}"
+    name = {each.value: each.name for each in signal.Signals}.get(number)
+    return f"by {name}" if name else f"exit status {status}"

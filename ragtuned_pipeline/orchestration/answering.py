@@ -16,7 +16,7 @@ from ragtuned_pipeline.inference.gpu_turn import GpuTurn
 from ragtuned_pipeline.item_store import open_items
 from ragtuned_pipeline.orchestration.home import write_text
 from ragtuned_pipeline.orchestration.io import TableStore
-from ragtuned_pipeline.orchestration.steps import base_model_key, code_version
+from ragtuned_pipeline.orchestration.steps import base_model_key, code_behind, code_version
 from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tables import Failure, table
 from ragtuned_pipeline.tuning.adapter_store import AdapterError, current, find
@@ -104,10 +104,10 @@ def answer_table(
 # is closed at the end so that the next step has its memory.
 OpenEngine = Callable[[Path | None, int], AbstractContextManager["ChatEngine"]]
 
-# What replies depend on beside weights and conversation.
+# What replies depend on beside weights and conversation: this, and what it imports.
 _DECODING = {
-    "transformers": ("inference/transformers_engine.py", "inference/base_models.py"),
-    "vllm": ("inference/vllm_engine.py", "inference/vllm_server.py"),
+    "transformers": "inference/transformers_engine.py",
+    "vllm": "inference/vllm_engine.py",
 }
 
 
@@ -181,7 +181,7 @@ def engine_key(settings: Settings) -> dict[str, Any]:
     """Return what of code and settings makes the engine decode as it does."""
     engine = settings.evaluation.engine
     arguments = list(settings.vllm.arguments) if engine == "vllm" else []
-    return {"code": code_version(*_DECODING[engine]), "arguments": arguments}
+    return {"code": code_version(*code_behind(_DECODING[engine])), "arguments": arguments}
 
 
 def write_note(home: Home, corpus: str, system: str, note: SystemNote) -> None:

@@ -524,6 +524,7 @@ def _delete(home: Home, corpus: str, forgetting: Forgetting, notes: list[str]) -
             remove(place)
     stop_orphan_trainers(home, corpus)
     remove(home.folder / "training" / corpus)
+    remove(home.training_logs(corpus))
     _begin_forgetting_replies(home, corpus)
     items = home.items(corpus)
     for ending in ("", "-journal", "-wal", "-shm"):

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,9 +19,14 @@ import pytest
 
 from ragtuned_pipeline.inference import vllm_server
 from ragtuned_pipeline.inference.backend import Request, RequestFailed
-from ragtuned_pipeline.inference.base_models import identity
+from ragtuned_pipeline.inference.base_models import EMBEDDED_FOLDER, identity, settled_template
 from ragtuned_pipeline.inference.calls import TeacherStopped
-from ragtuned_pipeline.inference.vllm_server import ManagedVllm, serve
+from ragtuned_pipeline.inference.vllm_server import (
+    ManagedVllm,
+    VllmServer,
+    _template_arguments,
+    serve,
+)
 from ragtuned_pipeline.settings import TeacherSettings, VllmSettings
 from ragtuned_pipeline_tests.vllm_stand_in import alive, started
 
@@ -102,6 +109,69 @@ def test_the_last_error_tells_why_a_server_ended_while_it_started(
         pytest.fail("it is not up")
     assert str(log) in str(said.value)
     assert alive(started(stand_in)) == []
+
+
+def test_an_exit_status_that_is_no_signal_is_told(stand_in: Path, tmp_path: Path) -> None:
+    """255 is what a Python that cannot write its last words, or a program's exit(-1), ends with."""
+    server = VllmServer("embedded", "it", settings("exit 255"), tmp_path / "vllm.log")
+    with pytest.raises(TeacherStopped, match=r"ended \(exit status 255\): starting"):
+        server.up.result(timeout=60)
+    server.stop()
+
+
+@pytest.fixture
+def thinking(tmp_path: Path) -> Path:
+    """A model whose template may think first, as Qwen3's, which is settled."""
+    model = shutil.copytree(EMBEDDED_FOLDER, tmp_path / "thinking")
+    file = model / "chat_template.jinja"
+    own = file.read_text(encoding="utf-8")
+    file.write_text("{%- if enable_thinking %}<think>{% endif %}" + own, encoding="utf-8")
+    return model
+
+
+@pytest.mark.parametrize("max_rank", [0, 8])
+def test_every_server_asks_by_the_settled_template(
+    stand_in: Path, tmp_path: Path, thinking: Path, max_rank: int
+) -> None:
+    managed = ManagedVllm(str(thinking), TEACHER, settings(), tmp_path / "logs", max_rank)
+    given = json.loads(asyncio.run(managed.backend().reply(request())).text)
+    managed.stop()
+    assert Path(given["--chat-template"]).read_text() == settled_template(str(thinking))
+    assert not list((tmp_path / "logs").glob(".*")), "nothing half is left"
+
+
+def test_a_template_of_the_users_own_is_the_only_one(
+    stand_in: Path, tmp_path: Path, thinking: Path
+) -> None:
+    own = VllmSettings(arguments=("--chat-template", "mine.jinja"))
+    managed = ManagedVllm(str(thinking), TEACHER, own, tmp_path / "logs")
+    given = json.loads(asyncio.run(managed.backend().reply(request())).text)
+    managed.stop()
+    assert given["--chat-template"] == "mine.jinja"
+    assert not list((tmp_path / "logs").glob("*.jinja"))
+
+
+def test_servers_of_several_models_share_no_template(
+    stand_in: Path, tmp_path: Path, thinking: Path
+) -> None:
+    other = shutil.copytree(thinking, tmp_path / "other")
+    file = other / "chat_template.jinja"
+    file.write_text("{%- set other = true %}" + file.read_text(), encoding="utf-8")
+    settled = {str(each): settled_template(str(each)) for each in (thinking, other)}
+    places = {
+        model: Path(_template_arguments(model, tmp_path, ())[1]) for model in (*settled, *settled)
+    }
+    assert {model: place.read_text() for model, place in places.items()} == settled
+
+
+def test_a_model_without_a_template_stops_the_run_with_a_sentence(
+    stand_in: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(EMBEDDED_FOLDER, tmp_path / "plain")
+    (model / "chat_template.jinja").unlink()
+    (failed,) = failures(ManagedVllm(str(model), TEACHER, settings(), tmp_path / "logs"))
+    assert "has no chat template" in failed.reason
+    assert not stand_in.exists()
 
 
 def test_a_server_that_is_not_up_in_time_is_stopped(stand_in: Path, tmp_path: Path) -> None:

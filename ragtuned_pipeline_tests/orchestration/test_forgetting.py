@@ -130,6 +130,7 @@ def plant(home: Home) -> None:
         (adapters / "history.json").write_text("[]")
         training = home.training(corpus, "fingerprint")
         write_text(training / "checkpoint-1" / "trainer_state.json", SECRET)
+        write_text(home.training_logs(corpus) / "tuned-fingerprint" / "events.out", SECRET)
         with open_items(home.items(corpus), "graph") as items:
             items.put({b"k": SECRET})
             items.get([b"k"])

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from ragtuned_pipeline.evaluation.systems import SYSTEMS
+from ragtuned_pipeline.orchestration import answering
 from ragtuned_pipeline.orchestration.steps import ROOT, code_behind
+from ragtuned_pipeline.settings import load_settings
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -42,3 +44,16 @@ def test_prompts_that_a_module_names_are_behind_it() -> None:
     }
     assert prompts == {"evaluation/systems/prompts/graphrag_map.md.j2"}
     assert not [each for each in code_behind("evaluation/systems/tuned.py") if each.endswith(".j2")]
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_a_reply_is_of_the_code_that_lays_the_question_out(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(answering, "code_version", lambda *rooms: read.extend(rooms) or "hash")
+    own = {"evaluation": {"engine": engine}}
+    answering.engine_key(load_settings(Path("nowhere"), overrides=own, environment={}))
+    laid_out = {"vllm": {"openai_backend", "vllm_server"}, "transformers": set[str]()}[engine]
+    for name in {"chat_template", "base_models", f"{engine}_engine"} | laid_out:
+        assert f"inference/{name}.py" in read
