@@ -100,12 +100,29 @@ def load_config(base_model: str) -> PretrainedConfig:
     """Return the base model's config; its weights need not be there.
 
     Raises:
-        SettingsError: it cannot be loaded.
+        SettingsError: it cannot be loaded, or the model sees pictures too.
     """
     from transformers import AutoConfig
 
     config: PretrainedConfig = _load(base_model, AutoConfig.from_pretrained)
+    if getattr(config, "vision_config", None) is not None:
+        raise SettingsError(
+            f"setting tuning.base_model: {base_model} sees pictures too (vision_config in its "
+            "config.json), and only models of text alone are tuned; choose such a model"
+        )
     return config
+
+
+def attention(config: PretrainedConfig) -> str:
+    """Return how transformers computes a model's attention on this machine.
+
+    Soft-capped scores (Gemma 2) are known to plain attention alone: sdpa would leave the cap out.
+    """
+    import torch
+
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    # On a CPU, for rows as short as ours, plain attention is the fastest (docs/log.md).
+    return "sdpa" if torch.cuda.is_available() and not capped else "eager"
 
 
 def load_model(base_model: str, dtype: str, **how: Any) -> PreTrainedModel:
@@ -115,17 +132,18 @@ def load_model(base_model: str, dtype: str, **how: Any) -> PreTrainedModel:
         how: further arguments of transformers' from_pretrained.
 
     Raises:
-        SettingsError: it cannot be loaded.
+        SettingsError: as load_config.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    config = load_config(base_model)
     model: PreTrainedModel = _load(
         base_model,
         AutoModelForCausalLM.from_pretrained,
+        config=config,
         dtype=getattr(torch, dtype),
-        # On a CPU, for rows as short as ours, plain attention is the fastest (docs/log.md).
-        attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
+        attn_implementation=attention(config),
         **how,
     )
     return model

@@ -6,6 +6,10 @@ from typing import Any
 
 import dagster as dg
 
+from ragtuned_pipeline.tuning.launch import SECONDS_TO_SAVE
+
+# A cancelled training may save for so long; until it has ended the GPU is not given to others.
+SECONDS_TO_END = SECONDS_TO_SAVE + 30
 _OBSERVED_EVERY = 20.0  # seconds
 _SHOWN = (
     "step",
@@ -26,7 +30,10 @@ class TrainerPipes(dg.PipesSubprocessClient):
     def run(self, *, context: Any, **asked: Any) -> Any:
         """Run a process as PipesSubprocessClient does."""
         reader = _ObservingReader(Observer(context))
-        return dg.PipesSubprocessClient(message_reader=reader).run(context=context, **asked)
+        client = dg.PipesSubprocessClient(
+            message_reader=reader, termination_timeout_seconds=SECONDS_TO_END
+        )
+        return client.run(context=context, **asked)
 
 
 class Observer:

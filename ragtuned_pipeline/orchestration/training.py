@@ -27,7 +27,7 @@ from ragtuned_pipeline.orchestration.steps import (
 from ragtuned_pipeline.orchestration.trainer_pods import trainers_are_pods
 from ragtuned_pipeline.settings import RetuningSettings, SettingsError, TuningSettings
 from ragtuned_pipeline.tables import content_hash
-from ragtuned_pipeline.tuning.sft import RUNNING_SETTINGS
+from ragtuned_pipeline.tuning.sft import NOT_LEARNED_FROM
 from ragtuned_pipeline.tuning.trainer import KEEP_FREED_MEMORY
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from ragtuned_pipeline.tuning.training_plan import TrainingPlan
 
 TRAINING_CODE = (
+    "inference/base_models.py",
     "inference/chat_template.py",
+    "inference/engine.py",
     *(
         f"tuning/{name}.py"
         for name in (
@@ -54,20 +56,10 @@ TRAINING_CODE = (
             "quantization",
             "ranks",
             "row_order",
+            "watcher",
         )
     ),
 )
-
-# Settings of tuning that choose the rows, or do not reach the weights.
-_NOT_LEARNED_FROM = {
-    "time_budget_minutes",
-    "assumed_tokens_per_second",
-    "min_wordings",
-    "passage_epochs",
-    "require_cuda",
-    "checkpoint_steps",
-    *RUNNING_SETTINGS,
-}
 
 
 @dataclass(frozen=True)
@@ -143,8 +135,9 @@ def train_adapter(
 ) -> tuple[Training, bool]:
     """Train on `rows` unless that was done already; return the training and whether it was.
 
-    It was where rows, base and what tuning reads of the settings are those of the last training,
-    in whatever order the rows stand and whatever adapter was promoted since. A training that was
+    It was where rows, base and what tuning reads of the settings are those of the last training
+    (with early stopping the held-out rows too, which decide what is kept), in whatever order the
+    rows stand and whatever adapter was promoted since. A training that was
     killed is resumed: its folder is named by everything it depends on, the adapter that it goes on
     from included.
 
@@ -163,7 +156,13 @@ def train_adapter(
 
     corpus = context.partition_key
     base = base_model_key(settings)["base_model"]
-    key = _fingerprint(settings, {"rows": content_hash(_told(rows, settings)), "base": base})
+    if held_out:
+        held_out = held_out.sort_by([(name, "ascending") for name in held_out.column_names])
+    watched = content_hash(held_out) if held_out else ""
+    made_of = {"rows": content_hash(_told(rows, settings)), "base": base}
+    key = _fingerprint(
+        settings, made_of | ({"held_out": watched} if settings.early_stopping else {})
+    )
     known = read_training(home, corpus, purpose)
     if known and known.fingerprint == key and _stands(home, corpus, known, retuning):
         context.log.info("the rows and settings have not changed: the adapter is kept")
@@ -177,7 +176,7 @@ def train_adapter(
     told = _told(start.rows, settings)
     parts = {
         "rows": content_hash(told),
-        "held_out": content_hash(held_out) if held_out else "",
+        "held_out": watched,
         "base": base,
         "start": start.adapter,
     }
@@ -277,7 +276,7 @@ def _learned(home: Home, corpus: str, adapter: str) -> pa.Table | None:
 
 
 def _fingerprint(settings: TuningSettings, parts: Mapping[str, str]) -> str:
-    read = settings.model_dump(mode="json", exclude=_NOT_LEARNED_FROM)
+    read = settings.model_dump(mode="json", exclude=set(NOT_LEARNED_FROM))
     return fingerprint(code_version(*TRAINING_CODE), settings_key(read), parts)
 
 

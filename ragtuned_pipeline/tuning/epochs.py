@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from ragtuned_pipeline.settings import TuningSettings
 from ragtuned_pipeline.tuning.base_models import TokenRow
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _NO_LOSS = -100
+_COUNTED_AT_ONCE = 10_000  # rows
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,13 @@ def dataset(rows: Sequence[TokenRow]) -> Dataset:
             ],
         }
     )
+
+
+def first_tokens(given: Dataset, sequences: int) -> int:
+    """Return how many tokens the first `sequences` rows or packed sequences hold."""
+    read: Any = given.select(range(min(sequences, len(given)))).with_format("arrow")
+    parts = (part["input_ids"] for part in read.iter(_COUNTED_AT_ONCE))
+    return sum(int(pc.sum(pc.list_value_length(part)).as_py()) for part in parts)
 
 
 def shared_evenly(given: Dataset, at_once: int, token: int) -> Dataset:

@@ -22,7 +22,7 @@ from ragtuned_pipeline.settings import SettingsError, TuningSettings
 from ragtuned_pipeline.tuning.parent import die_with_parent
 from ragtuned_pipeline.tuning.training_plan import devices_refusal
 
-_SECONDS_TO_SAVE = 120  # after SIGTERM; torchrun's 30 are few for a step of a large model
+SECONDS_TO_SAVE = 120  # after SIGTERM; torchrun's 30 are few for a step of a large model
 
 
 def process_count(settings: TuningSettings) -> int:
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
     # Threads of all processes together as many as one would have.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(processes))))
     chosen = ["--standalone", "--nproc_per_node", processes, "--monitor-interval", "0.2"]
-    chosen += ["--shutdown-timeout", str(_SECONDS_TO_SAVE)]
+    chosen += ["--shutdown-timeout", str(SECONDS_TO_SAVE)]
     run: Any = torchrun
     try:
         run.run(run.parse_args([*chosen, "-m", "ragtuned_pipeline.tuning.trainer", job]))

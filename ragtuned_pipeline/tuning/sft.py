@@ -34,7 +34,7 @@ from ragtuned_pipeline.tuning.base_models import (
     load_tokenizer,
     refuse_missing_gpu,
 )
-from ragtuned_pipeline.tuning.epochs import Plan, dataset, shared_evenly, training_set
+from ragtuned_pipeline.tuning.epochs import Plan, dataset, first_tokens, shared_evenly, training_set
 from ragtuned_pipeline.tuning.memory import ModelShape, Pass, largest_pass
 from ragtuned_pipeline.tuning.packed_attention import can_pack_attention, use_packed_attention
 from ragtuned_pipeline.tuning.quantization import check_quantization, load_quantized
@@ -63,8 +63,22 @@ _WEIGHTS = "adapter_model.safetensors"
 _LOG_LINES = 50  # progress lines in one training
 _EVALUATIONS = 5  # held-out losses in one training
 _HELD_OUT_ROWS = 256  # at most, so that they take seconds
-# Settings that change how a training runs, and not what it comes to beyond rounding.
-RUNNING_SETTINGS = frozenset({"devices", "parallel", "trackers"})
+# Settings that choose the rows, or change how a training runs and not what it comes to beyond
+# rounding.
+NOT_LEARNED_FROM = frozenset(
+    {
+        "time_budget_minutes",
+        "assumed_tokens_per_second",
+        "min_wordings",
+        "passage_epochs",
+        "require_cuda",
+        "checkpoint_steps",
+        "gradient_checkpointing",
+        "devices",
+        "parallel",
+        "trackers",
+    }
+)
 
 
 class TrainingInterrupted(RuntimeError):
@@ -75,9 +89,11 @@ class TrainingInterrupted(RuntimeError):
 class TrainResult:
     """What one training did.
 
-    `tokens` counts every token of every row seen in all epochs, prompts included and padding not;
+    `tokens` counts every token of the rows of all steps that were trained, each time that a row
+    was seen, prompts included and padding not;
     `seconds` is the time of the training loop in this process, `tokens_per_second` their quotient
-    for the part of the loop that this process ran (a resumed one ran less). Curves are pairs of
+    for the part of the loop that this process ran (a resumed one ran less; 0 where it ran none).
+    Curves are pairs of
     step and value; accuracy is the share of answered tokens that the model finds the most likely.
     """
 
@@ -96,7 +112,7 @@ class TrainResult:
     tokens: int
     seconds: float
     tokens_per_second: float
-    mfu: float | None  # useful operations over the devices' peak; None where that is unknown
+    mfu: float | None  # useful operations over the devices' peak; None where either is unknown
     peak_memory_gib: float  # of the first process: of its GPU's memory, or of RAM
     losses: list[tuple[int, float]]  # (step, mean loss since the line before)
     accuracies: list[tuple[int, float]]  # likewise
@@ -194,7 +210,7 @@ def _train(
     plan = Plan.of(rows, seen, settings)
     start = _Start.read(start_from, settings) if start_from else None
     if ranks.first:
-        _forget_other_runs(output, given, plan, settings, start)
+        _forget_other_runs(output, given, plan, settings, start, ranks)
     ranks.wait()
     checkpoint: str | None = get_last_checkpoint(str(output))  # type: ignore[no-untyped-call]
     progress({"event": "rows", "rows": len(rows), "overlong": overlong, "tokens": plan.tokens})
@@ -209,10 +225,11 @@ def _train(
     watching = watcher(meter, progress, ranks, patience)
     padding = tokenizer.pad_token_id
     together = ranks.processes * one_pass.rows if ranks.processes > 1 else 1
+    learned = training_set(rows, plan, settings)
     trainer = trainer_class(base)(
         model=start.model(base) if start else base,
         args=arguments,
-        train_dataset=shared_evenly(training_set(rows, plan, settings), together, padding),
+        train_dataset=shared_evenly(learned, together, padding),
         eval_dataset=_held_out_set(watched, arguments, ranks, padding) if watched else None,
         processing_class=tokenizer,
         peft_config=None if start else _new_adapter(settings),
@@ -249,6 +266,8 @@ def _train(
         if state is None:
             trainer.train(resume_from_checkpoint=checkpoint)
             state = trainer.state
+        else:
+            watching.first_step = state.global_step
     curves = Curves.of(state.log_history)
     over = early_stopping.is_over(curves.held_out_losses, patience)
     early = over and state.global_step < state.max_steps
@@ -256,6 +275,7 @@ def _train(
         raise TrainingInterrupted(f"stopped at step {state.global_step} of {state.max_steps}")
     best = early_stopping.best(curves.held_out_losses) if curves.held_out_losses else None
     kept = best[0] if best and patience else state.global_step
+    speed = watching.tokens_per_second(state)
     adapter = output / "adapter"
     if kept == state.global_step:
         save(adapter)
@@ -275,10 +295,10 @@ def _train(
         stopped_at_step=state.global_step if early else None,
         kept_step=kept,
         trainable_parameters=trainable,
-        tokens=plan.tokens,
+        tokens=first_tokens(learned, state.global_step * settings.batch_size),
         seconds=round(watching.seconds, 2),
-        tokens_per_second=round(watching.tokens_per_second(state), 1),
-        mfu=meter.mfu(watching.tokens_per_second(state)),
+        tokens_per_second=round(speed, 1),
+        mfu=meter.mfu(speed) if speed else None,
         peak_memory_gib=round(peak_memory_gib(), 3),
         losses=curves.losses,
         accuracies=curves.accuracies,
@@ -514,9 +534,13 @@ def _arguments(
     )
 
 
+def _spreads(settings: TuningSettings, ranks: Ranks) -> bool:
+    return settings.parallel == "fsdp" and ranks.processes > 1
+
+
 def _spread(settings: TuningSettings, ranks: Ranks) -> dict[str, Any]:
     """FSDP2: each process holds a part of every layer, and puts it together to compute it."""
-    if settings.parallel != "fsdp" or ranks.processes == 1:
+    if not _spreads(settings, ranks):
         return {}
     config = {
         "version": 2,
@@ -544,11 +568,14 @@ def _forget_other_runs(
     plan: Plan,
     settings: TuningSettings,
     start: _Start | None,
+    ranks: Ranks,
 ) -> None:
     """Remove what a run with other rows, settings or another start left here, and checkpoints a
     kill has torn."""
-    told = settings.model_dump_json(exclude=set(RUNNING_SETTINGS))
+    told = settings.model_dump_json(exclude=set(NOT_LEARNED_FROM))
     digest = hashlib.blake2b(told.encode(), digest_size=16)
+    # A spread model's checkpoint can be read by none that is not, and the other way round.
+    digest.update(b"spread" if _spreads(settings, ranks) else b"whole")
     digest.update(identity(settings.base_model).encode())
     digest.update((start.digest if start else "").encode())
     for epoch in plan.epochs:

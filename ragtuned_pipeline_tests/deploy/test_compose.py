@@ -17,7 +17,9 @@ from dagster._core.instance.ref import InstanceRef
 from dagster_docker import DockerRunLauncher
 from docker.models.containers import _create_container_args
 
+from ragtuned_pipeline.orchestration.trainer_pipes import SECONDS_TO_END
 from ragtuned_pipeline.settings import Settings, load_settings
+from ragtuned_pipeline.tuning.launch import SECONDS_TO_SAVE
 from ragtuned_pipeline_tests.deploy.conftest import DEPLOY
 
 ROOT = DEPLOY.parent
@@ -224,3 +226,8 @@ def test_the_health_check_asks_what_the_container_runs(
     script = script.replace("3000/", "9/").replace("8008/", "9/")
     ran = subprocess.run([shell, option, script], capture_output=True, text=True)
     assert (ran.returncode == 0) == healthy, ran.stderr
+
+
+def test_a_training_has_the_time_to_save_when_the_daemon_is_stopped() -> None:
+    grace = BASE["services"]["daemon"]["stop_grace_period"]
+    assert int(grace.removesuffix("s")) > SECONDS_TO_END > SECONDS_TO_SAVE

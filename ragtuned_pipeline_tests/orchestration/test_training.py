@@ -5,6 +5,7 @@ The trainer's own code runs, in this process; what a training costs is kept to a
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -40,7 +41,13 @@ from ragtuned_pipeline_tests.tuning.conftest import FACTS, FRAMES
 
 CORPUS = "harrow"
 TUNING = TuningSettings(rank=8, alpha=16, epochs=1, batch_size=16)
-RUN = {"devices": 2, "parallel": "fsdp", "trackers": ("tensorboard",)}
+RUN = {
+    "devices": 2,
+    "parallel": "fsdp",
+    "trackers": ("tensorboard",),
+    "gradient_checkpointing": True,
+    "checkpoint_steps": 50,
+}
 WARM = RetuningSettings(start="warm")
 SCRATCH = RetuningSettings(start="scratch")
 
@@ -59,6 +66,22 @@ class InThisProcess:
 
     def run(self, *, extras: dict[str, Any], **_: Any) -> Invocation:
         run_job(TrainJob.model_validate(extras["job"]), lambda _line: None)
+        return Invocation()
+
+
+class Trained:
+    """Stands for a training that comes to the adapter of an earlier one."""
+
+    def __init__(self, home: Home) -> None:
+        training = read_training(home, CORPUS, "tuned")
+        assert training
+        self._result = training.result
+        self._adapter = home.adapters / CORPUS / training.adapter
+
+    def run(self, *, extras: dict[str, Any], **_: Any) -> Invocation:
+        output = Path(extras["job"]["output"])
+        shutil.copytree(self._adapter, output / "adapter")
+        (output / "result.json").write_text(json.dumps(self._result))
         return Invocation()
 
 
@@ -159,6 +182,18 @@ def test_nothing_is_tuned_again_where_no_row_has_changed(home: Home) -> None:
     remembered = read_training(home, CORPUS, "tuned")
     assert remembered is not None
     assert remembered.settings["time_budget_minutes"] == 99.0
+
+
+def test_with_early_stopping_other_questions_to_watch_tune_again(home: Home) -> None:
+    told = rows(FACTS[:6])
+    watched = told.select(["system", "prompt", "completion"])
+    early = {"settings": TUNING.model_copy(update={"early_stopping": 2})}
+    _, kept = tuned(home, told, held_out=watched, pipes=Trained(home), **early)
+    assert not kept
+    backwards = watched.take(pa.array(range(watched.num_rows)[::-1]))
+    _, kept = tuned(home, told, held_out=backwards, pipes=OnlyTold(), **early)
+    assert kept
+    job_of(home, told, held_out=watched.slice(1), **early)
 
 
 @pytest.mark.parametrize(

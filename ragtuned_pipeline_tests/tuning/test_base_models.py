@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
+from transformers import Gemma2Config, Gemma3Config, Qwen2Config
 from trl import SFTConfig, SFTTrainer
 
-from ragtuned_pipeline.inference.base_models import EMBEDDED_FOLDER
+from ragtuned_pipeline.inference.base_models import EMBEDDED_FOLDER, attention, load_config
 from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tuning.base_models import (
     encode_rows,
@@ -78,3 +80,22 @@ def test_a_missing_model_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Mon
     assert "setting tuning.base_model: some-org/no-such-model cannot be loaded" in str(told.value)
     assert "a local folder" in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_soft_capped_scores_are_computed_by_plain_attention(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    capped, bare = Gemma2Config(), Gemma2Config(attn_logit_softcapping=None)
+    assert attention(capped) == attention(bare) == attention(Qwen2Config()) == "eager"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert attention(bare) == attention(Qwen2Config()) == "sdpa"
+    assert attention(capped) == "eager"
+
+
+def test_a_model_that_sees_pictures_is_refused(tmp_path: Path) -> None:
+    Gemma3Config().save_pretrained(tmp_path)
+    for load in (load_config, lambda base: load_model(base, "float32")):
+        with pytest.raises(SettingsError, match="sees pictures too"):
+            load(str(tmp_path))
+    Gemma3Config().text_config.save_pretrained(tmp_path)
+    assert load_config(str(tmp_path)).model_type == "gemma3_text"

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from ragtuned_pipeline.settings import TuningSettings
+from ragtuned_pipeline.tuning import sft
+from ragtuned_pipeline.tuning.base_models import encode_rows, load_tokenizer
 from ragtuned_pipeline.tuning.early_stopping import best, is_over
 from ragtuned_pipeline.tuning.sft import TrainResult, train
 from ragtuned_pipeline_tests.tuning.conftest import FACTS, FRAMES, rows, write_rows
@@ -70,6 +72,9 @@ def test_the_best_weights_are_kept_and_a_resumed_training_keeps_the_same(tmp_pat
     assert result.best_held_out_loss == min(losses) == losses[-3]
     assert result.kept_step == steps[-3]
     assert not list((tmp_path / "whole" / "run").glob("best-*"))
+    # A step is an epoch here.
+    epoch = encode_rows(load_tokenizer("embedded"), rows(FRAMES[:1], FACTS[:4]))
+    assert result.tokens == steps[-1] * sum(len(row.input_ids) for row in epoch)
     # The adapter is what the training had come to at that step.
     with pytest.raises(Stop):
         tuned(tmp_path / "until", stop_at=result.kept_step + 1, checkpoint_steps=4)
@@ -89,6 +94,22 @@ def test_the_best_weights_are_kept_and_a_resumed_training_keeps_the_same(tmp_pat
     }
     assert replace(resumed, **measured) == replace(result, **measured)
     assert (Path(resumed.adapter) / WEIGHTS).read_bytes() == then.read_bytes()
+
+
+def test_a_training_that_was_killed_after_it_had_stopped_claims_no_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise Stop
+
+    early = {"early_stopping": 1, "checkpoint_steps": 4}
+    with monkeypatch.context() as before:
+        before.setattr(sft, "_finish", killed)
+        with pytest.raises(Stop):
+            tuned(tmp_path, **early)
+    result = tuned(tmp_path, **early)
+    assert result.resumed_from_step == result.stopped_at_step
+    assert (result.seconds, result.tokens_per_second, result.mfu) == (0, 0, None)
 
 
 def test_without_held_out_rows_it_is_off(tmp_path: Path) -> None:

@@ -12,7 +12,15 @@ from safetensors.numpy import load_file
 from ragtuned_pipeline.inference.engine import chat
 from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 from ragtuned_pipeline.settings import SettingsError, TuningSettings
-from ragtuned_pipeline.tuning.sft import TrainResult, adapter_shape, train
+from ragtuned_pipeline.tuning.base_models import TokenRow
+from ragtuned_pipeline.tuning.epochs import Plan
+from ragtuned_pipeline.tuning.ranks import Ranks
+from ragtuned_pipeline.tuning.sft import (
+    TrainResult,
+    _forget_other_runs,
+    adapter_shape,
+    train,
+)
 from ragtuned_pipeline_tests.tuning.conftest import FACTS, FRAMES, HELD_OUT, rows, write_rows
 
 
@@ -215,3 +223,43 @@ def test_an_adapter_of_another_rank_is_not_gone_on_from(
     other = settings.model_copy(update={"rank": 8, "alpha": 16})
     with pytest.raises(SettingsError, match=r"has rank 64 and alpha 128, .*are 8 and 16"):
         train(new_rows, None, other, tmp_path / "run", print, Path(trained[0].adapter))
+
+
+SPREAD = {"parallel": "fsdp"}
+
+
+@pytest.mark.parametrize(
+    ("before", "processes", "after", "then", "stays"),
+    [
+        ({}, 1, {}, 1, True),
+        ({}, 1, {"checkpoint_steps": 50, "require_cuda": True}, 1, True),
+        ({}, 1, {"gradient_checkpointing": True, "min_wordings": 3}, 1, True),
+        ({}, 2, {"devices": 1}, 1, True),
+        ({}, 1, SPREAD, 1, True),
+        (SPREAD, 2, SPREAD, 4, True),
+        (SPREAD, 2, SPREAD, 1, False),
+        (SPREAD, 2, {}, 2, False),
+        ({}, 2, SPREAD, 2, False),
+        ({}, 1, {"learning_rate": 1e-3}, 1, False),
+    ],
+)
+def test_a_checkpoint_stays_where_the_training_can_go_on_from_it(
+    before: dict[str, Any],
+    processes: int,
+    after: dict[str, Any],
+    then: int,
+    stays: bool,
+    tmp_path: Path,
+) -> None:
+    def forget(changed: dict[str, Any], processes: int) -> None:
+        asked = TuningSettings().model_copy(update=changed)
+        rows = [TokenRow([1, 2], 1)]
+        plan = Plan.of(rows, [1], asked)
+        _forget_other_runs(tmp_path, rows, plan, asked, None, Ranks(processes=processes))
+
+    forget(before, processes)
+    checkpoint = tmp_path / "checkpoint-1"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text("{}")
+    forget(after, then)
+    assert checkpoint.is_dir() is stays
