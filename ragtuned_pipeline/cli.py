@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -312,14 +313,15 @@ def export(
 
     suffix = ".gguf" if form == "gguf" else f"-{form}"
     target = output or Path(f"{corpus}{suffix}")
+    tell = partial(print, file=sys.stderr, flush=True)
     with _exporting(place, corpus):
         match form:
             case ExportFormat.adapter:
                 done = exporting.export_adapter(place, corpus, target, adapter)
             case ExportFormat.merged:
-                done = exporting.export_merged(place, corpus, target, adapter, dtype)
+                done = exporting.export_merged(place, corpus, target, adapter, dtype, tell)
             case ExportFormat.gguf:
-                done = exporting.export_gguf(place, corpus, target, adapter, converter)
+                done = exporting.export_gguf(place, corpus, target, adapter, converter, tell)
             case _:
                 done = exporting.export_graphrag(place, corpus, target)
     print(done)

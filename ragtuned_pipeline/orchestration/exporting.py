@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from errno import ENOSPC
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ragtuned_pipeline.evaluation.questions.queries import QUESTION_SETS
@@ -131,13 +131,19 @@ def export_adapter(home: Home, corpus: str, target: Path, adapter: str | None) -
 
 
 def export_merged(
-    home: Home, corpus: str, target: Path, adapter: str | None, dtype: str | None
+    home: Home,
+    corpus: str,
+    target: Path,
+    adapter: str | None,
+    dtype: str | None,
+    tell: Callable[[str], None],
 ) -> str:
     """Write base and adapter as one model, with its card; return a sentence on it.
 
     Args:
         adapter: as of `export_adapter`.
         dtype: of the weights; None for that of the base model.
+        tell: gets a line on what begins and may take minutes.
 
     Raises:
         AdapterError, CannotExport: as of `export_adapter`.
@@ -147,20 +153,26 @@ def export_merged(
     card = _card(home, corpus, found)
     chosen = dtype or stored_dtype(found.base_model)
     with new_folder(target) as folder:
-        merged = write_merged(found.base_model, found.folder, folder, chosen)
+        merged = write_merged(found.base_model, found.folder, folder, chosen, tell)
         text = model_card(replace(card, merged=merged))
         (folder / _CARD).write_text(text, encoding="utf-8")
     return f"base and adapter {found.content} merged into {target}, in {_rounded(merged)}"
 
 
 def export_gguf(
-    home: Home, corpus: str, target: Path, adapter: str | None, converter: Path | None
+    home: Home,
+    corpus: str,
+    target: Path,
+    adapter: str | None,
+    converter: Path | None,
+    tell: Callable[[str], None],
 ) -> str:
     """Write base and adapter as one GGUF file; return a sentence on it.
 
     Args:
         adapter: as of `export_adapter`.
         converter: llama.cpp's; None to look for it.
+        tell: as of `export_merged`.
 
     Raises:
         AdapterError, CannotExport: as of `export_adapter`, or there is no converter, or it fails.
@@ -168,10 +180,11 @@ def export_gguf(
     """
     program = find_converter(converter)
     found = _found(home, corpus, adapter)
-    with new_file(target) as file, TemporaryDirectory(prefix=".merged-", dir=file.parent) as place:
-        merged = write_merged(found.base_model, found.folder, Path(place), "float32")
+    with new_file(target) as file, _scratch_folder(target) as folder:
+        merged = write_merged(found.base_model, found.folder, folder, "float32", tell)
         refuse_full_disk(file.parent, merged.parameters * _GGUF_BYTES)
-        header = convert(Path(place), file, program)
+        tell(f"converting it with {program}")
+        header = convert(folder, file, program)
     return (
         f"base and adapter {found.content} written to {target}: GGUF version {header.version}, "
         f"{header.tensors} tensors"
@@ -191,7 +204,7 @@ def new_folder(target: Path) -> Iterator[Path]:
             f"--output {target} is there and not empty; name another folder, or delete it first"
         )
     with _in_place_of(target) as building:
-        building.mkdir()
+        _make(building, target)
         yield building
 
 
@@ -202,21 +215,56 @@ def new_file(target: Path) -> Iterator[Path]:
     Raises:
         CannotExport: `target` is a folder, or it cannot be written.
     """
+    if target.is_dir():
+        raise CannotExport(f"--output {target} is a folder; name a file in it")
     with _in_place_of(target) as building:
         yield building
 
 
 @contextmanager
 def _in_place_of(target: Path) -> Iterator[Path]:
-    place = target.resolve()
-    building = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    try:
+    place, building = target.resolve(), _temporary(target)
+    with _writing(target):
         place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield building
+    try:
+        yield building
+        with _writing(target):
             building.replace(place)
-        finally:
-            remove(building)
+    except OSError as error:  # of the block: where it is no full disk, it is about other files
+        if error.errno != ENOSPC:
+            raise
+        raise CannotExport(f"--output {target}: {error.strerror}") from None
+    finally:
+        remove(building)
+
+
+@contextmanager
+def _scratch_folder(target: Path) -> Iterator[Path]:
+    """Yield a folder beside `target` for what it is made of."""
+    folder = _temporary(target, ".merged")
+    _make(folder, target)
+    try:
+        yield folder
+    finally:
+        remove(folder)
+
+
+def _temporary(target: Path, of: str = "") -> Path:
+    """Return a name beside `target` that `ragtuned doctor` knows as half-made."""
+    place = target.resolve()
+    return place.with_name(f".{place.name}{of}.{os.getpid()}.tmp")
+
+
+def _make(folder: Path, target: Path) -> None:
+    with _writing(target):
+        remove(folder)  # of a killed process that had this one's number, as in a container
+        folder.mkdir()
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise CannotExport(f"--output {target}: {error.strerror or error}") from None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,13 @@ def stored_dtype(base_model: str) -> str:
     return str(dtype).removeprefix("torch.") if dtype is not None else "float32"
 
 
-def write_merged(base_model: str, adapter: Path, target: Path, dtype: str) -> Merged:
+def write_merged(
+    base_model: str,
+    adapter: Path,
+    target: Path,
+    dtype: str,
+    tell: Callable[[str], None] = lambda _line: None,
+) -> Merged:
     """Write base and adapter as one model that transformers loads alone.
 
     Each weight is merged in float32, one after the other, and rounded to `dtype` once: the whole
@@ -87,6 +94,7 @@ def write_merged(base_model: str, adapter: Path, target: Path, dtype: str) -> Me
         adapter: its folder.
         target: an empty folder.
         dtype: "float32", "bfloat16" or "float16".
+        tell: gets a line on what begins and may take minutes.
 
     Raises:
         SettingsError: the base model cannot be loaded.
@@ -95,7 +103,9 @@ def write_merged(base_model: str, adapter: Path, target: Path, dtype: str) -> Me
     from peft import PeftModel
 
     base: Any = load_model(base_model, dtype)
-    refuse_full_disk(target, base.get_memory_footprint())
+    size = base.get_memory_footprint()
+    refuse_full_disk(target.parent, size)
+    tell(f"merging adapter {adapter.name} into {base_model} ({size / _GIB:.1f} GiB, {dtype})")
     tuned = PeftModel.from_pretrained(base, str(adapter))
     lost = _merge(tuned)
     model: PreTrainedModel = tuned.unload()  # the base again, now with the merged weights
@@ -105,11 +115,11 @@ def write_merged(base_model: str, adapter: Path, target: Path, dtype: str) -> Me
 
 
 def refuse_full_disk(folder: Path, needed: int) -> None:
-    """Raise CannotExport unless so many bytes are free where `folder` is."""
+    """Raise CannotExport unless so many bytes are free in `folder`, which the message names."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CannotExport(
-            f"{folder.parent}: the weights need {needed / _GIB:.1f} GiB there, and "
+            f"{folder}: the weights need {needed / _GIB:.1f} GiB there, and "
             f"{free / _GIB:.1f} GiB are free; make room, or choose another --output"
         )
 

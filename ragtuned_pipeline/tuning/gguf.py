@@ -63,11 +63,16 @@ def convert(model: Path, target: Path, converter: Path) -> Header:
         target: the file to write.
 
     Raises:
-        CannotExport: the converter fails, or what it wrote is no GGUF.
+        CannotExport: the converter cannot be started or fails, or what it wrote is no GGUF.
     """
     program = [sys.executable, str(converter)] if converter.suffix == ".py" else [str(converter)]
     command = [*program, str(model), "--outfile", str(target), "--outtype", _WEIGHTS]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False
+        )
+    except OSError as error:
+        raise CannotExport(f"{converter} cannot be started: {error.strerror}") from None
     if done.returncode:
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         raise CannotExport(

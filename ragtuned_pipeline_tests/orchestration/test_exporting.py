@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass
+from errno import ENOSPC
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +20,9 @@ from typer.testing import CliRunner
 from ragtuned_pipeline.cli import app
 from ragtuned_pipeline.evaluation.questions.queries import query_row
 from ragtuned_pipeline.evaluation.scorecard import score, write_scorecard
+from ragtuned_pipeline.orchestration import doctor
 from ragtuned_pipeline.orchestration.answering import prepared_system
+from ragtuned_pipeline.orchestration.exporting import new_folder
 from ragtuned_pipeline.orchestration.forgetting import Forgetting
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import TableStore
@@ -29,6 +33,7 @@ from ragtuned_pipeline.orchestration.versions import versions
 from ragtuned_pipeline.settings import TuningSettings
 from ragtuned_pipeline.tables import SCHEMAS, content_hash, table
 from ragtuned_pipeline.tuning import adapter_store
+from ragtuned_pipeline.tuning.export import CannotExport
 from ragtuned_pipeline_tests.evaluation.judging import answers
 from ragtuned_pipeline_tests.tuning.adapters import random_adapter
 
@@ -333,6 +338,64 @@ def test_a_converter_that_fails_leaves_what_was_there(world: World, tmp_path: Pa
     assert f"{program} failed with exit status 1: no such tokenizer" in said
     assert target.read_text() == "an earlier one"
     assert set(tmp_path.iterdir()) == {program, target}
+
+
+def test_a_converter_that_cannot_be_started_is_named(world: World, tmp_path: Path) -> None:
+    program = tmp_path / "convert"
+    program.write_text("#!/bin/sh\n")  # and is not executable
+    said = world.refused(
+        "gguf", "--converter", str(program), "--output", str(tmp_path / "letters.gguf")
+    )
+    assert said == f"ragtuned: {program} cannot be started: Permission denied"
+    assert list(tmp_path.iterdir()) == [program]
+
+
+@pytest.mark.parametrize("merged_fits", [False, True])
+def test_a_disk_without_room_is_that_of_the_outputs_folder(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merged_fits: bool
+) -> None:
+    free = [1 << 40] if merged_fits else []
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda _: SimpleNamespace(free=free.pop() if free else 0)
+    )
+    program = converter(tmp_path / "convert.py", "sys.exit('it was started')\n")
+    target = tmp_path / "models" / "letters.gguf"
+    said = world.refused("gguf", "--converter", str(program), "--output", str(target))
+    assert said.startswith(f"ragtuned: {target.parent}: the weights need")
+    assert not list(target.parent.iterdir())
+
+
+def test_a_folder_is_no_file_to_write(world: World, tmp_path: Path) -> None:
+    program = converter(tmp_path / "convert.py", "sys.exit('it was started')\n")
+    said = world.export("gguf", "--converter", str(program), "--output", str(tmp_path)).stderr
+    assert said == f"ragtuned: --output {tmp_path} is a folder; name a file in it\n"
+
+
+def test_what_a_killed_conversion_would_leave_is_what_doctor_looks_for(
+    world: World, tmp_path: Path
+) -> None:
+    program = converter(
+        tmp_path / "convert.py",
+        "there = pathlib.Path(out)\nthere.touch()\n"
+        "sys.exit(json.dumps([each.name for each in there.parent.iterdir()]))\n",
+    )
+    target = tmp_path / "models" / "letters.gguf"
+    said = world.export("gguf", "--converter", str(program), "--output", str(target)).stderr
+    left = json.loads(said.splitlines()[-1].partition("status 1: ")[2])
+    assert len(left) == 2, "the merged model, and the file"
+    assert all(doctor._TEMPORARY.fullmatch(each) for each in left)
+    assert f"merging adapter {world.new} into embedded (0.0 GiB, float32)\n" in said
+    assert f"converting it with {program}\n" in said
+
+
+def test_a_full_disk_is_the_outputs_and_other_files_are_not(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    full = OSError(ENOSPC, "No space left on device")
+    with pytest.raises(CannotExport, match=f"^--output {target}: No space"), new_folder(target):
+        raise full
+    with pytest.raises(FileNotFoundError), new_folder(target) as folder:
+        (folder / "nothing").read_text()
+    assert not list(tmp_path.iterdir())
 
 
 def test_where_there_is_no_converter_it_is_said_before_anything_is_merged(

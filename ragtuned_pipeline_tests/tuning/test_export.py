@@ -143,8 +143,9 @@ def test_a_disk_without_room_is_named_with_what_is_needed(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_full_disk(tmp_path, 1)
-    with pytest.raises(CannotExport, match=r"the weights need 1048576\.0 GiB .* GiB are free"):
+    with pytest.raises(CannotExport, match=r"need 1048576\.0 GiB .* GiB are free") as full:
         refuse_full_disk(tmp_path, 1 << 50)
+    assert str(full.value).startswith(f"{tmp_path}: ")
     free = 10_000_000  # of 10.2 MB that the embedded model has in float32
     disk = SimpleNamespace(total=free, used=0, free=free)
     monkeypatch.setattr("shutil.disk_usage", lambda _: disk)
