@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _TRAINED_BYTES = 18
 # A number in nf4: 4 bits, the 8-bit scale of each 64, and the float32 scale of each 256 of those.
 _NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+# A soft-capped score that plain attention keeps: the capped one, and its share in float32 and as it
+# is used; in float32 throughout the last two are one.
+_SCORE_BYTES = 8
 # Kept free: the tile of the head's scores, cuBLAS' workspaces, the CUDA context.
 _RESERVE_BYTES = 2 << 30
 _USABLE = 0.95  # of what is free: the allocator's blocks do not fit each other exactly
@@ -37,6 +40,7 @@ class ModelShape:
         linear: of the linear layers but the head, which LoRA adapts and nf4 quantises.
         head: of the linear layer that scores the vocabulary; also where it is the embedding.
         lora: that LoRA of rank 1 trains on the linear layers but the head.
+        capped: heads whose scores are soft-capped (Gemma 2): plain attention keeps these; else 0.
         attended: width of the queries of all heads.
         between: width of the feed-forward part, of all experts that a token is given to.
     """
@@ -45,6 +49,7 @@ class ModelShape:
     linear: int
     head: int
     lora: int
+    capped: int
     layers: int
     hidden: int
     attended: int
@@ -62,6 +67,7 @@ class ModelShape:
             linear=sum(each.in_features * each.out_features for each in linear),
             head=head.in_features * head.out_features,
             lora=sum(each.in_features + each.out_features for each in linear),
+            capped=heads if getattr(config, "attn_logit_softcapping", None) else 0,
             layers=int(config.num_hidden_layers),
             hidden=config.hidden_size,
             attended=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
@@ -114,7 +120,7 @@ def memory_need(
     if settings.parallel == "fsdp" and devices > 1:
         whole = 2 * linear / max(shape.layers, 1)
         weights, adapter = weights / devices + whole, -(-adapter // devices)
-    activations = one_pass.rows * _row_bytes(shape, item, one_pass.checkpointing) * tokens
+    activations = one_pass.rows * _row_bytes(shape, item, one_pass.checkpointing, tokens) * tokens
     return MemoryNeed(int(weights), adapter, activations, _RESERVE_BYTES)
 
 
@@ -171,7 +177,7 @@ def largest_pass_in(
     item = item_bytes or _ITEM_BYTES[settings.dtype]
     fits = [rows for rows in range(1, most + 1) if most % rows == 0]
     for checkpointing in (settings.gradient_checkpointing, True):
-        held = _row_bytes(shape, item, checkpointing) * tokens
+        held = _row_bytes(shape, item, checkpointing, tokens) * tokens
         if held <= room:
             return Pass(max(rows for rows in fits if rows * held <= room), checkpointing)
     return Pass(1, True)
@@ -200,9 +206,9 @@ def _bytes_to_come(model: PreTrainedModel, settings: TuningSettings) -> int:
     return int(there - saved)
 
 
-def _row_bytes(shape: ModelShape, item: int, checkpointing: bool) -> int:
-    """Return what a pass keeps of one token."""
-    layer = _layer_bytes(shape, item)
+def _row_bytes(shape: ModelShape, item: int, checkpointing: bool, tokens: int) -> int:
+    """Return what a pass keeps of one token of a row of `tokens`."""
+    layer = _layer_bytes(shape, item) + _SCORE_BYTES * shape.capped * tokens
     if not checkpointing:
         return shape.layers * layer
     # The inputs of all layers are kept, and all of one layer while it is computed again.
