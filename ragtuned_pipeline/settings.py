@@ -170,7 +170,7 @@ class TuningSettings(_Section):
     gradient_checkpointing: bool = False  # false: only where the memory asks for it
     # nf4: the frozen weights in 4 bits (QLoRA, 2305.14314), for small cards; needs bitsandbytes.
     quantization: Literal["none", "nf4"] = "none"
-    devices: int = Field(0, ge=0)  # processes, one a GPU; 0 is all GPUs that are visible
+    devices: int = Field(0, ge=0)  # processes, one a GPU; 0: all that share a step
     parallel: Literal["ddp", "fsdp"] = "ddp"  # how several devices share a training
     # Stop after so many held-out losses (of 5 in a training) without a fall; 0 is never.
     early_stopping: int = Field(0, ge=0)

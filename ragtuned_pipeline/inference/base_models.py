@@ -18,7 +18,12 @@ from ragtuned_pipeline.settings import EMBEDDED_MODEL, SettingsError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        GenerationConfig,
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "tuning" / "embedded" / "model"
 
@@ -125,6 +130,20 @@ def attention(config: PretrainedConfig) -> str:
     return "sdpa" if torch.cuda.is_available() and not capped else "eager"
 
 
+def load_generation_config(base_model: str) -> GenerationConfig:
+    """Return what the base model generates with unless told otherwise, as load_model reads it.
+
+    Raises:
+        SettingsError: it cannot be loaded.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(resolve(base_model))
+    except OSError:  # it has none of its own
+        return GenerationConfig.from_model_config(load_config(base_model))
+
+
 def load_model(base_model: str, dtype: str, **how: Any) -> PreTrainedModel:
     """Return the base model with weights of `dtype` ("float32" or "bfloat16"), on the CPU.
 
@@ -158,10 +177,18 @@ def identity(base_model: str) -> str:
 
     A hub id stands for itself; a folder ("embedded" too) is ``base-<20 hex digits>``, a hash of its
     config, tokenizer, chat template, generation config and weights, wherever it lies.
+
+    Raises:
+        SettingsError: the folder has no model, or no tokenizer.json.
     """
     place = Path(resolve(base_model))
     if not place.is_absolute():
         return str(place)
+    if not (place / "tokenizer.json").is_file():
+        raise SettingsError(
+            f"setting tuning.base_model: there is no tokenizer.json in {place}; save the model's "
+            "tokenizer there (save_pretrained of a fast one)"
+        )
     files = [*sorted(place.glob("*.safetensors")), place / "tokenizer.json"]
     files += [place / name for name in _BESIDE if (place / name).is_file()]
     stats = (each.stat() for each in (place / "config.json", *files))

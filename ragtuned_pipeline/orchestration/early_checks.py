@@ -8,7 +8,7 @@ from ragtuned_pipeline.inference.calls import TeacherStopped
 from ragtuned_pipeline.inference.vllm_server import interpreter
 from ragtuned_pipeline.orchestration.teaching import judging_settings, teacher_model
 from ragtuned_pipeline.orchestration.trainer_pods import trainers_are_pods
-from ragtuned_pipeline.settings import Settings, SettingsError, TuningSettings
+from ragtuned_pipeline.settings import EMBEDDED_MODEL, Settings, SettingsError, TuningSettings
 from ragtuned_pipeline.tuning.sft import refuse_settings
 
 
@@ -16,7 +16,10 @@ def check_early(settings: Settings) -> None:
     """Raise SettingsError where a later step would refuse the settings, hours into a run."""
     if not trainers_are_pods():
         refuse_settings(settings.tuning)
+        _refuse_devices(settings.tuning)
         _refuse_small_gpu(settings.tuning)
+    if settings.tuning.base_model != EMBEDDED_MODEL:
+        _refuse_model(settings.tuning.base_model)
     if settings.teacher.engine != "none":
         teacher_model(settings)
     if settings.judge.engine == "teacher":
@@ -32,6 +35,25 @@ def check_early(settings: Settings) -> None:
         raise SettingsError(
             f"setting evaluation.systems: {unknown[0]!r} is not one of {', '.join(SYSTEMS)}"
         )
+
+
+def _refuse_model(base_model: str) -> None:
+    """Raise SettingsError where the base model has no tokenizer, or its answers would not end."""
+    from ragtuned_pipeline.tuning.base_models import load_tokenizer, refuse_unending
+
+    refuse_unending(base_model, load_tokenizer(base_model))
+
+
+def _refuse_devices(tuning: TuningSettings) -> None:
+    """Raise SettingsError where several devices are asked for that are not there.
+
+    One, or all that there are, need no look: that costs the seconds that torch takes to load.
+    """
+    if tuning.devices < 2:
+        return
+    from ragtuned_pipeline.tuning.launch import process_count
+
+    process_count(tuning)
 
 
 def _refuse_small_gpu(tuning: TuningSettings) -> None:

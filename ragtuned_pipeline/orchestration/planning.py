@@ -194,14 +194,15 @@ def plan_tuning(
     ("" where it would).
 
     Raises:
-        SettingsError: there is no such base model.
+        SettingsError: there is no such base model, its answers would not end, or there are fewer
+            devices than the settings ask for.
     """
     from ragtuned_pipeline.graph.communities import cluster
     from ragtuned_pipeline.graph.extraction_offline import extract
     from ragtuned_pipeline.graph.reports import extractive_reports
     from ragtuned_pipeline.synthesis.rows import TOO_LONG, NothingToTrain, select_training_rows
     from ragtuned_pipeline.synthesis.synthesise import synthesise
-    from ragtuned_pipeline.tuning.base_models import load_tokenizer, row_counter
+    from ragtuned_pipeline.tuning.base_models import load_tokenizer, refuse_unending, row_counter
     from ragtuned_pipeline.tuning.machine import this_machine
     from ragtuned_pipeline.tuning.training_plan import base_shape, lost_rows, plan_rows
 
@@ -214,6 +215,7 @@ def plan_tuning(
         documents, graph.text_units, *elements, communities, reports, settings.synthesis
     )
     tokenizer = load_tokenizer(tuning.base_model)
+    refuse_unending(tuning.base_model, tokenizer)
     try:
         # Rows of replay come from the base model, which is not asked here.
         chosen = select_training_rows(made.qa_pairs, row_counter(tokenizer), tuning)

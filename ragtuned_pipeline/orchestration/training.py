@@ -305,19 +305,19 @@ def _planned(
     """Return the plan of the training, and tell it in the run's log.
 
     Raises:
-        UserError: the base model cannot be loaded.
+        UserError: the base model cannot be loaded, or has fewer devices than are asked for.
     """
     from ragtuned_pipeline.tuning.base_models import load_tokenizer
     from ragtuned_pipeline.tuning.machine import Machine, this_machine
     from ragtuned_pipeline.tuning.plan_words import plan_lines
     from ragtuned_pipeline.tuning.training_plan import base_shape, plan_rows
 
-    machine = (
-        Machine("pod of the trainer", True, settings.devices or 1)
-        if trainers_are_pods()
-        else this_machine(settings)
-    )
     try:
+        machine = (
+            Machine("pod of the trainer", True, settings.devices or 1)
+            if trainers_are_pods()
+            else this_machine(settings)
+        )
         tokenizer, shape = load_tokenizer(settings.base_model), base_shape(settings.base_model)
         plan = plan_rows(rows, tokenizer, shape, settings, machine)
     except SettingsError as error:

@@ -11,6 +11,7 @@ import numpy as np
 from ragtuned_pipeline.inference.base_models import (
     identity,
     load_fast_tokenizer,
+    load_generation_config,
     load_model,
     load_tokenizer,
     resolve,
@@ -30,6 +31,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "refuse_missing_gpu",
+    "refuse_unending",
     "resolve",
     "row_counter",
 ]
@@ -113,4 +115,19 @@ def refuse_missing_gpu(settings: TuningSettings) -> None:
             "setting tuning.require_cuda: this machine has no CUDA GPU; use --profile embedded, "
             f"run on a machine with one, or set it to false to train {settings.base_model} "
             "on the CPU, which may take days"
+        )
+
+
+def refuse_unending(base_model: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise SettingsError where answers would be learned to end with what stops no generation."""
+    known: Any = load_generation_config(base_model).eos_token_id
+    stops = set(known) if isinstance(known, list) else {known}
+    [row] = encode_rows(tokenizer, [(None, "What is it?", "It is.")])
+    answer = row.input_ids[row.prompt_tokens :]
+    if not stops.intersection(answer):
+        end = tokenizer.decode(answer[-2:])
+        raise SettingsError(
+            f"setting tuning.base_model: answers of {base_model} end with {end!r} by its "
+            "chat template, and eos_token_id in its generation_config.json names no token of it; "
+            "add the template's there, or choose another base model"
         )

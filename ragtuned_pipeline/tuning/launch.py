@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ragtuned_pipeline.settings import SettingsError, TuningSettings
+from ragtuned_pipeline.tuning.machine import device_count
 from ragtuned_pipeline.tuning.parent import die_with_parent
 from ragtuned_pipeline.tuning.training_plan import devices_refusal
 
@@ -29,25 +30,14 @@ def process_count(settings: TuningSettings) -> int:
     """Return how many processes train: one a GPU that is asked for, or `devices` on a CPU.
 
     Raises:
-        SettingsError: there are fewer GPUs, or they cannot share an optimizer step evenly.
+        SettingsError: as device_count, or they cannot share an optimizer step evenly.
     """
     import torch
 
-    gpus = torch.cuda.device_count()
-    if gpus and settings.devices > gpus:
-        raise SettingsError(
-            f"setting tuning.devices: {settings.devices} GPUs are asked for and {gpus} visible "
-            "(CUDA_VISIBLE_DEVICES); set it to 0 for all of them"
-        )
-    processes = settings.devices or max(gpus, 1)
+    processes = device_count(settings, torch.cuda.device_count())
     refusal = devices_refusal(settings, processes)
     if refusal:
         raise SettingsError(refusal)
-    if settings.parallel == "fsdp" and processes > 1 and not gpus:
-        raise SettingsError(
-            'setting tuning.parallel: "fsdp" needs CUDA GPUs (accelerate spreads no model over '
-            'CPUs); set it to "ddp"'
-        )
     return processes
 
 

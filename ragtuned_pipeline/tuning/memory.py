@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ragtuned_pipeline.settings import SettingsError, TuningSettings
+from ragtuned_pipeline.tuning.packed_attention import attention_is_known
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,6 +44,8 @@ class ModelShape:
         capped: heads whose scores are soft-capped (Gemma 2): plain attention keeps these; else 0.
         attended: width of the queries of all heads.
         between: width of the feed-forward part, of all experts that a token is given to.
+        packable: whether several packed sequences can lie in a pass, in 16 bits and on a GPU that
+            is new enough (packed_attention.py).
     """
 
     parameters: int
@@ -54,6 +57,7 @@ class ModelShape:
     hidden: int
     attended: int
     between: int
+    packable: bool
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelShape:
@@ -72,6 +76,7 @@ class ModelShape:
             hidden=config.hidden_size,
             attended=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
             between=config.intermediate_size * (getattr(config, "num_experts_per_tok", None) or 1),
+            packable=attention_is_known(model),
         )
 
 
@@ -110,18 +115,30 @@ def memory_need(
 
     Args:
         tokens: of a row, or of a packed sequence.
-        devices: with the setting tuning.parallel = fsdp they share weights and adapter; each holds
-            two layers whole, one to compute and the next.
+        devices: with the setting tuning.parallel = fsdp they share weights and adapter.
     """
     item = _ITEM_BYTES[settings.dtype]
     linear = shape.linear * (_NF4_BYTES if settings.quantization == "nf4" else item)
     weights = linear + (shape.parameters - shape.linear) * item
-    adapter = _TRAINED_BYTES * settings.rank * shape.lora
-    if settings.parallel == "fsdp" and devices > 1:
-        whole = 2 * linear / max(shape.layers, 1)
-        weights, adapter = weights / devices + whole, -(-adapter // devices)
+    weights, adapter = _of_each_device(shape, settings, weights, linear, devices)
     activations = one_pass.rows * _row_bytes(shape, item, one_pass.checkpointing, tokens) * tokens
     return MemoryNeed(int(weights), adapter, activations, _RESERVE_BYTES)
+
+
+def _of_each_device(
+    shape: ModelShape, settings: TuningSettings, weights: float, linear: float, devices: int
+) -> tuple[float, int]:
+    """Return the bytes of the weights and of the adapter that each device holds.
+
+    With fsdp that is a part of all, and two layers whole: one to compute and the next.
+
+    Args:
+        weights, linear: bytes of all weights, and of the layers among them.
+    """
+    adapter = _TRAINED_BYTES * settings.rank * shape.lora
+    if settings.parallel != "fsdp" or devices == 1:
+        return weights, adapter
+    return weights / devices + 2 * linear / max(shape.layers, 1), -(-adapter // devices)
 
 
 def largest_pass(
@@ -129,21 +146,23 @@ def largest_pass(
     settings: TuningSettings,
     free_bytes: int,
     most: int,
+    tokens: int,
     processes: int = 1,
 ) -> Pass:
-    """Return the pass with the most packed sequences, of `most` at most, that the memory holds.
+    """Return the pass with the most rows of `tokens`, of `most` at most, that the memory holds.
 
     Args:
         free_bytes: of the GPU's memory; the model's weights that lie elsewhere go there too.
+        tokens: of the longest row, or of a packed sequence.
         processes: that share an optimizer step; with tuning.parallel = "fsdp" the base too.
 
     Raises:
         SettingsError: the weights alone do not fit.
     """
-    weights = _bytes_to_come(model, settings)
-    if settings.parallel == "fsdp":
-        weights //= processes
-    fixed = weights + _TRAINED_BYTES * lora_parameters(model, settings.rank) + _RESERVE_BYTES
+    shape, item = ModelShape.of(model), model.dtype.itemsize
+    to_come = _bytes_to_come(model, settings)
+    weights, adapter = _of_each_device(shape, settings, to_come, shape.linear * item, processes)
+    fixed = weights + adapter + _RESERVE_BYTES
     room = usable(free_bytes) - fixed
     if room <= 0:
         raise SettingsError(
@@ -151,9 +170,7 @@ def largest_pass(
             f"{fixed / 2**30:.0f} GiB of GPU memory, and {free_bytes / 2**30:.0f} are free; "
             "choose a smaller base model, or free the GPU"
         )
-    return largest_pass_in(
-        ModelShape.of(model), settings, room, most, settings.max_tokens, model.dtype.itemsize
-    )
+    return largest_pass_in(shape, settings, room, most, tokens, item)
 
 
 def largest_pass_in(

@@ -30,11 +30,15 @@ def can_pack_attention(model: PreTrainedModel) -> bool:
 
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
         return False
+    return model.dtype in (torch.bfloat16, torch.float16) and attention_is_known(model)
+
+
+def attention_is_known(model: PreTrainedModel) -> bool:
+    """Whether the form of the model's attention is one that this kernel computes."""
     config = model.config.get_text_config()
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return (
-        model.dtype in (torch.bfloat16, torch.float16)
-        and width <= 256
+        width <= 256
         and width % 8 == 0
         and not getattr(config, "attn_logit_softcapping", None)
         and not any("sink" in name for name, _ in model.named_parameters())

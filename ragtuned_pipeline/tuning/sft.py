@@ -33,6 +33,7 @@ from ragtuned_pipeline.tuning.base_models import (
     load_model,
     load_tokenizer,
     refuse_missing_gpu,
+    refuse_unending,
 )
 from ragtuned_pipeline.tuning.epochs import Plan, dataset, first_tokens, shared_evenly, training_set
 from ragtuned_pipeline.tuning.memory import ModelShape, Pass, largest_pass
@@ -196,6 +197,7 @@ def _train(
     from transformers.trainer_utils import get_last_checkpoint
 
     tokenizer = load_tokenizer(settings.base_model)
+    refuse_unending(settings.base_model, tokenizer)
     given = encode_rows(tokenizer, _read(training_rows))
     fits = [len(row.input_ids) <= settings.max_tokens for row in given]
     rows = list(compress(given, fits))
@@ -215,8 +217,7 @@ def _train(
     checkpoint: str | None = get_last_checkpoint(str(output))  # type: ignore[no-untyped-call]
     progress({"event": "rows", "rows": len(rows), "overlong": overlong, "tokens": plan.tokens})
     base = _load_base(settings)
-    _refuse_unending(base, tokenizer, rows[0], settings)
-    one_pass = _one_pass(base, settings, ranks)
+    one_pass = _one_pass(base, settings, ranks, max(len(row.input_ids) for row in rows))
     rate = settings.learning_rate * (WARM_RATE if start else 1.0)
     arguments = _arguments(settings, output, bool(watched), one_pass, rate, ranks)
     meter = _meter(base, rows, seen, plan.tokens, settings, ranks)
@@ -353,22 +354,6 @@ def _load_base(settings: TuningSettings) -> PreTrainedModel:
     return load_model(settings.base_model, settings.dtype)
 
 
-def _refuse_unending(
-    base: PreTrainedModel, tokenizer: Any, row: TokenRow, settings: TuningSettings
-) -> None:
-    """Raise SettingsError where answers would be learned to end with what stops no generation."""
-    known: Any = base.generation_config.eos_token_id if base.generation_config else None
-    stops = set(known) if isinstance(known, list) else {known}
-    answer = row.input_ids[row.prompt_tokens :]
-    if not stops.intersection(answer):
-        end = tokenizer.decode(answer[-2:])
-        raise SettingsError(
-            f"setting tuning.base_model: answers of {settings.base_model} end with {end!r} by its "
-            "chat template, and eos_token_id in its generation_config.json names no token of it; "
-            "add the template's there, or choose another base model"
-        )
-
-
 def _new_adapter(settings: TuningSettings) -> LoraConfig:
     from peft import LoraConfig
 
@@ -468,22 +453,26 @@ def _held_out_set(
     return {"held_out": shared_evenly(dataset(rows), together, token)}
 
 
-def _one_pass(base: PreTrainedModel, settings: TuningSettings, ranks: Ranks) -> Pass:
-    """Return what one pass holds; give `base` the attention that packed sequences need."""
+def _one_pass(base: PreTrainedModel, settings: TuningSettings, ranks: Ranks, longest: int) -> Pass:
+    """Return what one pass holds; give `base` the attention that packed sequences need.
+
+    Args:
+        longest: tokens of the longest row.
+    """
     import torch
 
     share = settings.batch_size // ranks.processes
-    if not settings.packing:
-        return Pass(share, settings.gradient_checkpointing)
     if not torch.cuda.is_available():
-        return Pass(1, settings.gradient_checkpointing)
+        return Pass(1 if settings.packing else share, settings.gradient_checkpointing)
+    free_bytes = ranks.least(torch.cuda.mem_get_info()[0])  # the same pass in all processes
+    if not settings.packing:
+        return largest_pass(base, settings, free_bytes, share, longest, ranks.processes)
     # Else packed rows are kept apart by a mask, which grows with the square of what it covers.
     packed = can_pack_attention(base)
     if packed:
         use_packed_attention(base)
-    free_bytes = ranks.least(torch.cuda.mem_get_info()[0])  # the same pass in all processes
     most = share if packed else 1
-    return largest_pass(base, settings, free_bytes, most, ranks.processes)
+    return largest_pass(base, settings, free_bytes, most, settings.max_tokens, ranks.processes)
 
 
 def _arguments(

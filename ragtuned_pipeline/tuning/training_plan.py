@@ -296,14 +296,17 @@ def memory_refusal(
     free = machine.free_bytes
     if free is None:
         return ""
-    need = _least(shape, settings, tokens, machine.devices)
+    need = _need(shape, settings, machine, tokens)
     if need.fits(free):
         return ""
+    one_pass = _pass(shape, settings, machine, tokens)
     kind = "GPU" if machine.gpu else "main"
+    at_once = "one row" if one_pass.rows == 1 else f"{one_pass.rows} rows"
+    with_or_without = "with" if one_pass.checkpointing else "without"
     return (
         f"setting tuning.base_model: tuning {settings.base_model} needs at least "
-        f"{_gib(need.total)} GiB of {kind} memory, one row at a time and with gradient "
-        f"checkpointing, and {_gib(free)} are free; "
+        f"{_gib(need.total)} GiB of {kind} memory, {at_once} at a time and {with_or_without} "
+        f"gradient checkpointing, and {_gib(free)} are free; "
         + _nearest_that_fits(shape, settings, machine, tokens, rows)
     )
 
@@ -318,7 +321,9 @@ def _nearest_that_fits(
     """Return a clause that names the setting to change: first what loses nothing."""
     free, devices = machine.free_bytes or 0, machine.devices
     nearest = "the nearest setting that fits is"
-    shorter = _longest_that_fits(shape, settings, tokens, devices, free)
+    if not machine.gpu and _least(shape, settings, tokens, devices).fits(free):
+        return f"{nearest} {_of_a_cpu(shape, settings, machine, tokens)}"
+    shorter = _longest_that_fits(shape, settings, machine, tokens)
     lost = int((rows.tokens > shorter).sum()) if rows is not None and shorter else None
     if lost == 0:
         return f"{nearest} tuning.max_tokens = {shorter}, which holds all rows"
@@ -337,21 +342,38 @@ def _nearest_that_fits(
         if _least(shape, spread, tokens, several).fits(free):
             whole = "" if settings.quantization == "none" else " and tuning.quantization = none"
             return f"{nearest} tuning.parallel = fsdp on {several} such devices{whole}"
-    return f"choose a base model of at most about {_largest_model(shape, settings, free)} numbers"
+    return (
+        f"choose a base model of at most about {_largest_model(shape, settings, machine)} numbers"
+    )
+
+
+def _of_a_cpu(shape: ModelShape, settings: TuningSettings, machine: Machine, tokens: int) -> str:
+    """Return the setting with which a CPU, where the trainer does not choose the pass, holds it."""
+    free, devices = machine.free_bytes or 0, machine.devices
+    for rows in range(_pass(shape, settings, machine, tokens).rows, 0, -1):
+        if memory_need(shape, settings, Pass(rows, True), tokens, devices).fits(free):
+            break
+    fewer = rows * devices < settings.batch_size and not settings.packing
+    changes = [f"tuning.batch_size = {rows * devices}"] if fewer else []
+    if not settings.gradient_checkpointing:
+        changes.append("tuning.gradient_checkpointing = true")
+    return " and ".join(changes)
 
 
 def _longest_that_fits(
-    shape: ModelShape, settings: TuningSettings, tokens: int, devices: int, free: int
+    shape: ModelShape, settings: TuningSettings, machine: Machine, tokens: int
 ) -> int | None:
     """Return the largest tuning.max_tokens below `tokens` that fits, None for none."""
+    free = machine.free_bytes or 0
     for most in range(tokens // _STEP_TOKENS * _STEP_TOKENS, _LEAST_TOKENS - 1, -_STEP_TOKENS):
-        if _least(shape, settings, most, devices).fits(free):
+        if _need(shape, settings, machine, most).fits(free):
             return most
     return None
 
 
-def _largest_model(shape: ModelShape, settings: TuningSettings, free: int) -> str:
+def _largest_model(shape: ModelShape, settings: TuningSettings, machine: Machine) -> str:
     """Return how large a model of like proportions may be, as people say it ("3.1 billion")."""
+    free, one = machine.free_bytes or 0, replace(machine, devices=1)
     share = 1.0
     while share > 1e-4:
         smaller = replace(
@@ -361,7 +383,7 @@ def _largest_model(shape: ModelShape, settings: TuningSettings, free: int) -> st
             lora=int(share ** (2 / 3) * shape.lora),
             layers=max(1, int(share ** (1 / 3) * shape.layers)),
         )
-        if _least(smaller, settings, _LEAST_TOKENS, 1).fits(free):
+        if _need(smaller, settings, one, _LEAST_TOKENS).fits(free):
             numbers = smaller.parameters
             return (
                 f"{numbers / 1e9:.1f} billion" if numbers >= 1e9 else f"{numbers / 1e6:.0f} million"
@@ -373,6 +395,12 @@ def _largest_model(shape: ModelShape, settings: TuningSettings, free: int) -> st
 def _least(shape: ModelShape, settings: TuningSettings, tokens: int, devices: int) -> MemoryNeed:
     """Return what the smallest pass takes: one row, nothing kept that can be computed again."""
     return memory_need(shape, settings, Pass(1, True), tokens, devices)
+
+
+def _need(shape: ModelShape, settings: TuningSettings, machine: Machine, tokens: int) -> MemoryNeed:
+    """Return what the pass takes that the trainer will choose."""
+    one_pass = _pass(shape, settings, machine, tokens)
+    return memory_need(shape, settings, one_pass, tokens, machine.devices)
 
 
 def overlong_warning(rows: RowLengths, settings: TuningSettings) -> str:
@@ -404,14 +432,14 @@ def _rank_warning(shape: ModelShape, settings: TuningSettings, to_learn: int) ->
 
 
 def _pass(shape: ModelShape, settings: TuningSettings, machine: Machine, tokens: int) -> Pass:
-    """Return the pass that the trainer will choose."""
+    """Return the pass that the trainer will choose; a GPU is taken to be new enough to pack."""
     share = max(1, settings.batch_size // machine.devices)
-    if not settings.packing:
-        return Pass(share, settings.gradient_checkpointing)
     if not machine.gpu or machine.free_bytes is None:
-        return Pass(1, settings.gradient_checkpointing)
+        return Pass(1 if settings.packing else share, settings.gradient_checkpointing)
+    half = settings.dtype == "bfloat16" or settings.quantization == "nf4"
+    most = 1 if settings.packing and not (half and shape.packable) else share
     fixed = memory_need(shape, settings, Pass(0, False), 0, machine.devices).total
-    return largest_pass_in(shape, settings, usable(machine.free_bytes) - fixed, share, tokens)
+    return largest_pass_in(shape, settings, usable(machine.free_bytes) - fixed, most, tokens)
 
 
 def _minutes(work: float, one_pass: Pass, machine: Machine) -> float | None:

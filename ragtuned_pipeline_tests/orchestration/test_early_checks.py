@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen2Config
+from transformers import GenerationConfig, Qwen2Config
 
+from ragtuned_pipeline.inference.base_models import identity
 from ragtuned_pipeline.orchestration.early_checks import check_early
 from ragtuned_pipeline.settings import Settings, SettingsError, load_settings
+from ragtuned_pipeline.tuning.base_models import load_tokenizer
 
 
 def gpu_of(gib: int, folder: Path, patch: pytest.MonkeyPatch, used: int = 0) -> None:
@@ -24,7 +26,7 @@ def gpu_of(gib: int, folder: Path, patch: pytest.MonkeyPatch, used: int = 0) -> 
 
 
 def seven_billion(folder: Path) -> Settings:
-    """The gpu profile's, with a base model of which there is a config alone."""
+    """The gpu profile's, with a base model of which there are no weights."""
     config = Qwen2Config(
         hidden_size=3584,
         intermediate_size=18944,
@@ -34,6 +36,9 @@ def seven_billion(folder: Path) -> Settings:
         vocab_size=152064,
     )
     config.save_pretrained(folder)
+    tokenizer = load_tokenizer("embedded")
+    tokenizer.save_pretrained(folder)
+    GenerationConfig(eos_token_id=tokenizer.eos_token_id).save_pretrained(folder)
     own = {
         "tuning": {"base_model": str(folder)},
         "teacher": {"engine": "none"},
@@ -60,4 +65,42 @@ def test_a_gpu_that_a_server_fills_is_not(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_tracker_that_is_not_installed_is_named_before_anything_is_read() -> None:
     asked = Settings.model_validate({"tuning": {"trackers": "trackio"}})
     with pytest.raises(SettingsError, match=r"tuning\.trackers: trackio needs the package trackio"):
+        check_early(asked)
+
+
+def test_answers_that_would_not_end_are_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu_of(80, tmp_path, monkeypatch)
+    asked = seven_billion(tmp_path)
+    GenerationConfig(eos_token_id=5).save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match=r"eos_token_id in its generation_config\.json"):
+        check_early(asked)
+    (tmp_path / "generation_config.json").unlink()  # then config.json's counts, which has none
+    with pytest.raises(SettingsError, match=r"eos_token_id in its generation_config\.json"):
+        check_early(asked)
+
+
+def test_a_folder_without_a_tokenizer_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu_of(80, tmp_path, monkeypatch)
+    asked = seven_billion(tmp_path)
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(SettingsError, match=r"tuning\.base_model: there is no tokenizer\.json"):
+        identity(str(tmp_path))
+    with pytest.raises(SettingsError, match=r"setting tuning\.base_model: "):
+        check_early(asked)
+
+
+def test_devices_that_are_not_there_are_refused_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = Settings.model_validate({"tuning": {"devices": 2, "parallel": "fsdp"}})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(SettingsError, match=r'tuning\.parallel: "fsdp" needs CUDA GPUs'):
+        check_early(asked)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(SettingsError, match=r"tuning\.devices: 2 GPUs are asked for and 1 visible"):
         check_early(asked)

@@ -89,7 +89,8 @@ def test_rows_that_fill_up_a_pass_teach_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "devices", "count"), [(0, 0, 1), (0, 2, 2), (4, 0, 4), (4, 2, 2), (1, 0, 1)]
+    ("gpus", "devices", "count"),
+    [(0, 0, 1), (0, 2, 2), (4, 0, 4), (4, 2, 2), (1, 0, 1), (3, 0, 2), (7, 0, 4), (6, 1, 1)],
 )
 def test_a_process_for_each_device(
     monkeypatch: pytest.MonkeyPatch, gpus: int, devices: int, count: int

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ragtuned_pipeline.settings import TuningSettings, load_settings
+from ragtuned_pipeline.settings import SettingsError, TuningSettings, load_settings
 from ragtuned_pipeline.tables import table
 from ragtuned_pipeline.tuning import machine as machines
 from ragtuned_pipeline.tuning.base_models import encode_rows, load_model, load_tokenizer
@@ -341,18 +341,63 @@ SMI = [
 def test_the_gpus_are_those_that_a_process_may_see(
     visible: str | None, devices: int, count: int, free: int
 ) -> None:
-    found = machines._gpus(SMI, visible, devices)
+    found = machines._gpus(SMI, visible, TuningSettings(devices=devices))
     assert (found.devices, found.free_bytes) == (count, free << 20)
     assert found.emptied().free_bytes == 81559 << 20
     assert (found.peak_flops, found.peak_source) == (989e12, "data sheet of the H100, bfloat16")
 
 
-def test_a_gpu_that_is_not_listed_has_no_known_speed() -> None:
-    other = [[*SMI[0][:2], "NVIDIA A100-SXM4-40GB", *SMI[0][3:]]]
-    assert machines._gpus(other, None, 0).peak_flops == 312e12
-    unknown = [[*SMI[0][:2], "NVIDIA Q1", *SMI[0][3:]]]
-    assert machines._gpus(unknown, None, 0).peak_flops is None
-    assert machines._gpus([], None, 0) == Machine("GPU", True)
+@pytest.mark.parametrize(
+    ("name", "tera"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA GeForce RTX 3090", 71),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA A10G", None),
+        ("NVIDIA A10-4Q", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA Q1", None),
+    ],
+)
+def test_the_speed_of_a_gpu_is_its_own_or_not_known(name: str, tera: int | None) -> None:
+    found = machines._gpus([[*SMI[0][:2], name, *SMI[0][3:]]], None, TuningSettings())
+    assert found.peak_flops == (tera * 1e12 if tera else None)
+
+
+def test_devices_are_those_that_are_there() -> None:
+    assert machines._gpus([], None, TuningSettings()) == Machine("GPU", True)
+    six = [[str(n), f"GPU-{n}", *SMI[0][2:]] for n in range(6)]
+    assert machines._gpus(six, None, TuningSettings(batch_size=16)).devices == 4
+    with pytest.raises(SettingsError, match=r"tuning\.devices: 8 GPUs are asked for and 6 visible"):
+        machines._gpus(six, None, TuningSettings(devices=8))
+
+
+def test_a_cpu_that_does_not_hold_the_pass_is_told_what_it_holds(gpu: TuningSettings) -> None:
+    """There the trainer takes all rows of a step at once, as the settings say."""
+    cpu = Machine("CPU", False, free_bytes=24 * GIB)
+    given = changed(gpu, packing=False, batch_size=16)
+    refused = planned(lengths_of(2000), given, cpu, "1.5B").refusal
+    assert "GiB of main memory, 16 rows at a time and without gradient checkpointing" in refused
+    found = re.search(
+        r"(?:batch_size = (\d+) and )?tuning\.gradient_checkpointing = true$", refused
+    )
+    assert found
+    fits = changed(given, gradient_checkpointing=True, batch_size=int(found[1] or 16))
+    assert not planned(lengths_of(2000), fits, cpu, "1.5B").refusal
+    small = replace(cpu, free_bytes=10 * GIB)
+    refused = planned(lengths_of(2000), given, small, "1.5B").refusal
+    found = re.search(r"batch_size = (\d+) and tuning\.gradient_checkpointing = true$", refused)
+    assert found
+    fits = changed(given, gradient_checkpointing=True, batch_size=int(found[1]))
+    assert not planned(lengths_of(2000), fits, small, "1.5B").refusal
+    more = changed(fits, batch_size=fits.batch_size + 1)
+    assert planned(lengths_of(2000), more, small, "1.5B").refusal
 
 
 def test_this_machine_without_a_gpu_knows_its_memory_and_speed() -> None:
