@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ragtuned_pipeline.inference.gpu_turn import GpuTurn, gpu_present, wait_for_gpu
+from ragtuned_pipeline_tests.deadline import with_deadline
 
 _STEPS = """
 import os, sys, time
@@ -75,7 +76,7 @@ def start() -> Iterator[Start]:
             text=True,
         )
         running.append(process)
-        return process
+        return with_deadline(process)
 
     yield started
     for process in running:

@@ -39,6 +39,7 @@ from ragtuned_pipeline.orchestration.runs import _tell
 from ragtuned_pipeline.orchestration.teaching import TeacherResource
 from ragtuned_pipeline.settings import Settings, load_settings
 from ragtuned_pipeline.tables import SCHEMAS, table
+from ragtuned_pipeline_tests.deadline import with_deadline
 from ragtuned_pipeline_tests.vllm_stand_in import alive, started
 
 # Another process of the home.
@@ -77,11 +78,13 @@ class Waiting:
     """A step of another run, in a process of its own."""
 
     def __init__(self, home: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", WAITS, str(home)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        self._process = with_deadline(
+            subprocess.Popen(
+                [sys.executable, "-c", WAITS, str(home)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
         )
 
     def says(self) -> str:

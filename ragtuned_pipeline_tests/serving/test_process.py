@@ -22,6 +22,7 @@ from ragtuned_pipeline.orchestration.serving_home import (
 )
 from ragtuned_pipeline.serving import service
 from ragtuned_pipeline.settings import SettingsError, load_settings
+from ragtuned_pipeline_tests.deadline import with_deadline
 from ragtuned_pipeline_tests.serving.world import HTTP, NotingEngine, promote, serving, until
 
 MESSAGES = [{"role": "user", "content": "Which are you?"}]
@@ -66,7 +67,7 @@ def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    yield process
+    yield with_deadline(process)
     process.communicate()
 
 
