@@ -12,10 +12,8 @@ DDP and by FSDP, whose weights are written to the temporary folder first. `--sha
 on a CPU in under a minute; its figures mean nothing.
 
 Tokens a second are the rows' own, without padding, in the median step after warm-up, of all GPUs
-together. MFU is useful work over the bfloat16 matrix peak measured here: 4 operations a weight and
-token (2 forward, 2 back through the frozen weights; the head's at answered tokens only), 6 a LoRA
-weight, and for attention 3 x 4 x width x mean context a layer. What is computed twice (gradient
-checkpointing) is not work.
+together. MFU is useful work (`tuning.training_plan.work_per_token`) over the GPU's bfloat16 matrix
+peak, measured here. What is computed twice (gradient checkpointing) is not work.
 """
 
 from __future__ import annotations
@@ -24,7 +22,6 @@ import argparse
 import gc
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -50,7 +47,9 @@ from ragtuned_pipeline.tuning.launch import train_on_all
 from ragtuned_pipeline.tuning.memory import Pass
 from ragtuned_pipeline.tuning.packed_attention import use_packed_attention
 from ragtuned_pipeline.tuning.quantization import load_quantized
+from ragtuned_pipeline.tuning.telemetry import matrix_peak
 from ragtuned_pipeline.tuning.trainer import TrainJob
+from ragtuned_pipeline.tuning.training_plan import RowLengths, base_shape, work_per_token
 
 SEED = 42
 QUESTION_TOKENS, ANSWER_TOKENS = (15, 25), (30, 600)  # with the chat template about 25
@@ -491,47 +490,24 @@ WAYS = MAIN | {
 }
 
 
-def matrix_peak() -> float:
-    """Return operations a second of a bfloat16 matrix product, the median of 20."""
-    size = 8192 if CUDA else 1024
-    device = "cuda" if CUDA else "cpu"
-    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
-    times = []
-    for turn in range(30):
-        if CUDA:
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        a @ b
-        if CUDA:
-            torch.cuda.synchronize()
-        if turn >= 10:
-            times.append(time.perf_counter() - started)
-    return 2 * size**3 / statistics.median(times)
-
-
-def work_per_token(bench: Bench) -> float:
-    """Return the useful operations a token of the rows asks for; the module's text has the rule."""
-    sizes = bench.shape.config
-    hidden, between = sizes["hidden_size"], sizes["intermediate_size"]
-    shared = hidden // sizes["num_attention_heads"] * sizes["num_key_value_heads"]
-    linear = [(hidden, hidden), (hidden, shared), (hidden, shared), (hidden, hidden)]
-    linear += [(hidden, between), (hidden, between), (between, hidden)]
-    layers = sizes["num_hidden_layers"]
+def gflop_per_token(bench: Bench) -> float:
+    """Return the useful operations a token of the rows asks for, in 10^9."""
     rows = bench.encoded()
-    lengths = np.array([len(row.input_ids) for row in rows])
-    answered = sum(len(row.input_ids) - row.prompt_tokens for row in rows) / lengths.sum()
-    context = (lengths * (lengths + 1) / 2).sum() / lengths.sum()
-    blocks = layers * sum(a * b for a, b in linear)
-    lora = layers * bench.settings.rank * sum(a + b for a, b in linear)
-    head = sizes["vocab_size"] * hidden * answered
-    return float(4 * (blocks + head) + 6 * lora + 3 * layers * 4 * hidden * context)
+    once = np.ones(len(rows), dtype=np.int64)
+    lengths = RowLengths(
+        np.array([len(row.input_ids) for row in rows]),
+        np.array([row.prompt_tokens for row in rows]),
+        once,
+    )
+    shape = base_shape(bench.settings.base_model)
+    return work_per_token(lengths, once, shape, bench.settings.rank) / 1e9
 
 
 @dataclass(frozen=True)
 class Figures:
     name: str
     tokens_per_second: float
-    mfu: float
+    mfu: float | None  # None on a CPU
     peak_gib: float | None  # allocated by PyTorch; None on a CPU
     step_tokens: list[int]
     step_seconds: list[float]  # the first step's is unknown and left out
@@ -539,7 +515,7 @@ class Figures:
     seconds: float  # of all of it, making the model and warm-up included
 
 
-def measure(name: str, bench: Bench, peak: float, work: float) -> Figures | None:
+def measure(name: str, bench: Bench, peak: float | None, work: float) -> Figures | None:
     """Return the way's figures, or None where the GPU's memory does not hold it."""
     gc.collect()
     if CUDA:
@@ -555,7 +531,7 @@ def measure(name: str, bench: Bench, peak: float, work: float) -> Figures | None
     return Figures(
         name=name,
         tokens_per_second=round(speed, 1),
-        mfu=round(speed * work / peak / log.devices, 4),
+        mfu=round(speed * work / peak / log.devices, 4) if peak else None,
         peak_gib=log.peak_gib or _peak_gib(),
         step_tokens=log.tokens,
         step_seconds=[round(float(each), 3) for each in np.diff(log.seconds)],
@@ -599,28 +575,28 @@ def main(arguments: Sequence[str]) -> None:
 
 def run(bench: Bench, ways: Sequence[str], output: Path | None) -> None:
     """Measure the ways one after the other; print a line for each as soon as it is known."""
-    peak, work = matrix_peak(), work_per_token(bench)
+    peak, gflop = matrix_peak(), gflop_per_token(bench)
     found: dict[str, Any] = {
         "machine": machine(),
         "seed": SEED,
-        "matrix_peak_tflops": round(peak / 1e12, 2),
-        "gflop_per_token": round(work / 1e9, 3),
+        "matrix_peak_tflops": round(peak / 1e12, 2) if peak else None,
+        "gflop_per_token": round(gflop, 3),
         "rows": len(bench.rows),
         "ways": [],
     }
     print(json.dumps({name: value for name, value in found.items() if name != "ways"}))
     print("| way | tokens/s | MFU | peak memory, GiB |\n|---|---|---|---|", flush=True)
     for way in ways:
-        figures = measure(way, bench, peak, work)
+        figures = measure(way, bench, peak, 1e9 * gflop)
         if figures is None:
             found["ways"].append({"name": way, "out_of_memory": True})
             print(f"| {way} | out of memory | | |", flush=True)
         else:
             found["ways"].append(asdict(figures))
             memory = "" if figures.peak_gib is None else f"{figures.peak_gib:.1f}"
+            mfu = "" if figures.mfu is None else f"{100 * figures.mfu:.1f} %"
             print(
-                f"| {way} | {figures.tokens_per_second:,.0f} | {100 * figures.mfu:.1f} % "
-                f"| {memory} |",
+                f"| {way} | {figures.tokens_per_second:,.0f} | {mfu} | {memory} |",
                 flush=True,
             )
         if output:

@@ -33,7 +33,7 @@ def test_rows_are_as_long_as_they_are_said_to_be(tmp_path: Path) -> None:
 def test_work_is_four_operations_a_weight_and_token(tmp_path: Path) -> None:
     """Qwen2.5-7B has 7.07 billion weights in matrices that a token goes through."""
     bench = gpu_training.Bench.of(gpu_training.SHAPES["7b"], tmp_path, steps=1)
-    work = gpu_training.work_per_token(bench)
+    work = 1e9 * gpu_training.gflop_per_token(bench)
     lora, attention = 6 * 80.7e6, 3 * 28 * 4 * 3584 * 220
     assert 4 * 6.9e9 + lora < work < 4 * 7.07e9 + lora + attention
 
