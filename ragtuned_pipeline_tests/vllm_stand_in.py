@@ -10,7 +10,7 @@ from ragtuned_pipeline.inference import vllm_server
 # Answers as vLLM's server does, and has a child, as an engine is one; it writes down the ids of
 # both. A stubborn one ends only when it is killed. As an adapter it says its name and the question.
 STAND_IN = """
-import json, os, signal, subprocess, sys, time
+import json, os, signal, socket, subprocess, sys, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 given = {}
@@ -79,6 +79,15 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class OnSocket(ThreadingHTTPServer):
+    address_family = socket.AF_UNIX
+
+    def server_bind(self):
+        self.socket.bind(self.server_address)
+
+
+if "--uds" in given:
+    OnSocket(given["--uds"], Handler).serve_forever()
 ThreadingHTTPServer((given["--host"], int(given["--port"])), Handler).serve_forever()
 """
 

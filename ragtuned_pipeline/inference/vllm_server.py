@@ -6,10 +6,12 @@ import asyncio
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,8 +38,10 @@ _ENVIRONMENT = {
     # No usage statistics are sent to anybody.
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
-    # The server listens on loopback only, and adapters come and go while it is up.
+    # The server listens on loopback or a private socket, and adapters come and go while it is up.
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+    # A key of the environment's is for another server; it would not keep all calls from strangers.
+    "VLLM_API_KEY": "",
     # Clients close idle connections. A server that does so after 5 s, its default, may do it just
     # when a request is sent, however soon the client would have closed it: either may be held up.
     "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "3600",
@@ -74,11 +78,15 @@ class VllmServer:
         log: gets all that the server writes; an older log is replaced.
         python: the interpreter that has vLLM; see `interpreter`.
         max_rank: of the adapters that it can be given at run time (vllm_adapters); 0 for none.
-        api_key: what requests must bring; "" where any process of this machine may ask.
+        private: whether only this user's processes may ask: the server then listens on a Unix
+            socket in a folder that others cannot enter. vLLM 0.32 asks for its key under /v1 and
+            some others only, and takes adapters under /adapters too. Otherwise it listens on
+            127.0.0.1, and any process of this machine may ask.
         inherited: descriptors that stay open as long as the server runs (GpuTurn.inherited).
 
     Attributes:
         up: the address (http://.../v1) once the server answers, or the TeacherStopped it ended by.
+        socket: of a private server, to be asked through; else None.
 
     Raises:
         SettingsError: there is no such model, or it has no chat template.
@@ -93,7 +101,7 @@ class VllmServer:
         log: Path,
         python: Path | None = None,
         max_rank: int = 0,
-        api_key: str = "",
+        private: bool = False,
         inherited: tuple[int, ...] = (),
     ) -> None:
         self.up: Future[str] = Future()
@@ -101,21 +109,29 @@ class VllmServer:
         self._seconds = settings.start_seconds
         self._log = log
         self._stopped = False
-        port = _free_port()
         log.parent.mkdir(parents=True, exist_ok=True)
+        self.socket: Path | None = None
+        if private:  # mkdtemp's folders are their owner's alone; a socket's path must be short
+            self.socket = Path(tempfile.mkdtemp(prefix="ragtuned-vllm-")) / "socket"
+            address, listening = "http://localhost", ["--uds", str(self.socket)]
+        else:
+            port = str(_free_port())
+            address, listening = f"http://{_HOST}:{port}", ["--host", _HOST, "--port", port]
         command = [
             str(python or interpreter()),
             *("-m", "vllm.entrypoints.openai.api_server"),
             *("--model", resolve(model)),
             *("--served-model-name", served),
-            *("--host", _HOST, "--port", str(port)),
+            *listening,
             *("--generation-config", "vllm"),
             *("--structured-outputs-config", _COMPACT_JSON),
             *(_lora_arguments(max_rank, settings.loras_at_once) if max_rank else ()),
             *_template_arguments(model, log.parent, settings.arguments),
             *settings.arguments,
         ]
-        new = log.with_name(f".{log.name}.{port}")  # another run's server goes on with its own
+        new = log.with_name(
+            f".{log.name}.{os.getpid()}"
+        )  # another run's server goes on with its own
         with new.open("wb") as output:
             new.replace(log)
             self._process = subprocess.Popen(
@@ -127,11 +143,10 @@ class VllmServer:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                # Arguments can be read by every user of the machine, the environment cannot.
-                env=os.environ | _ENVIRONMENT | {"VLLM_API_KEY": api_key},
+                env=os.environ | _ENVIRONMENT,
                 pass_fds=inherited,
             )
-        threading.Thread(target=self._wait_until_up, args=(port,), daemon=True).start()
+        threading.Thread(target=self._wait_until_up, args=(address,), daemon=True).start()
 
     def why_ended(self) -> str | None:
         """Return why the server has ended, in words; None while it runs."""
@@ -148,17 +163,22 @@ class VllmServer:
         self._stopped = True
         self._process.terminate()
         self._process.wait()
+        if self.socket is not None:
+            shutil.rmtree(self.socket.parent, ignore_errors=True)
 
-    def _wait_until_up(self, port: int) -> None:
+    def _wait_until_up(self, address: str) -> None:
         import httpx2
 
         deadline = time.monotonic() + self._seconds
         # A proxy of the environment's is not for this machine's own addresses.
-        with httpx2.Client(trust_env=False, timeout=5.0) as client:
+        transport = httpx2.HTTPTransport(
+            trust_env=False, uds=str(self.socket) if self.socket else None
+        )
+        with httpx2.Client(trust_env=False, timeout=5.0, transport=transport) as client:
             while (ended := self.why_ended()) is None:
                 try:
-                    if client.get(f"http://{_HOST}:{port}/health").status_code == 200:
-                        self.up.set_result(f"http://{_HOST}:{port}/v1")
+                    if client.get(f"{address}/health").status_code == 200:
+                        self.up.set_result(f"{address}/v1")
                         return
                 except httpx2.HTTPError:
                     pass  # not yet

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ragtuned_pipeline.inference.gpu_turn import GpuTurn
 from ragtuned_pipeline.orchestration.home import Home, write_text
@@ -17,6 +17,8 @@ from ragtuned_pipeline.serving.interface import Engine
 from ragtuned_pipeline.serving.promoted import PromotedAdapters
 from ragtuned_pipeline.settings import Settings, SettingsError
 from ragtuned_pipeline.tuning.adapter_store import promoted
+
+_LOCK_SECONDS = 1.0  # `running_server` has the lock for a moment, and is no server
 
 
 class AlreadyServed(RuntimeError):
@@ -107,17 +109,18 @@ def _engine(
         from ragtuned_pipeline.serving.local_engine import LocalEngine
 
         return LocalEngine(base_model)
-    from ragtuned_pipeline.serving.vllm_engine import VllmEngine, rank_of
+    from ragtuned_pipeline.inference.vllm_server import lora_rank
+    from ragtuned_pipeline.serving.vllm_engine import VllmServing, rank_of
 
-    ranks = [settings.tuning.rank]
+    ranks = []
     for each in adapters.look().adapters.values():
-        with suppress(OSError, ValueError, KeyError):  # said when it is loaded
-            ranks.append(rank_of(each.folder))
-    return VllmEngine(
+        with suppress(OSError, ValueError):  # load() says so, of that adapter alone
+            ranks.append(lora_rank(rank_of(each.folder)))
+    return VllmServing(
         base_model,
         settings.vllm,
         home.folder / "logs" / "serving.log",
-        max(ranks[1:] or ranks),
+        max(ranks, default=settings.tuning.rank),
         settings.serving.max_tokens,
         inherited=turn.inherited if turn else tuple,
     )
@@ -151,13 +154,23 @@ def _api_key(settings: Settings) -> str:
 def _alone(home: Home) -> Iterator[None]:
     home.folder.mkdir(parents=True, exist_ok=True)
     with _lock_file(home).open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            other = _read_note(home)
-            where = f"at {other['address']}, process {other['pid']}" if other else "just started"
-            raise AlreadyServed(f"{home.folder} is served already ({where})") from None
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while not _locked(handle):
+            if time.monotonic() > deadline:
+                other = _read_note(home)
+                where = f"at {other['address']}, process {other['pid']}" if other else "starting"
+                raise AlreadyServed(f"{home.folder} is served already ({where})")
+            time.sleep(_LOCK_SECONDS / 20)
+        _note_file(home).unlink(missing_ok=True)  # of a server that was killed
         yield
+
+
+def _locked(handle: IO[str]) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

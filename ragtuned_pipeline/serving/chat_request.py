@@ -36,15 +36,14 @@ class _Part(BaseModel):
 
 
 class _Message(BaseModel):
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "user", "assistant"]
     content: str | list[_Part]
 
     def plain(self) -> Message:
-        """Chat templates know no "developer": OpenAI's newer word for "system"."""
         content = self.content
         if not isinstance(content, str):
             content = "".join(part.text for part in content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+        return {"role": self.role, "content": content}
 
 
 class ChatRequest(BaseModel):
@@ -52,7 +51,7 @@ class ChatRequest(BaseModel):
 
     Attributes:
         max_tokens, max_completion_tokens: of the answer; the second is the newer name, and wins.
-        temperature: 0 is greedy: always the likeliest token.
+        temperature: 0 (and all below 1e-5) is greedy: always the likeliest token.
         top_p: of sampling: the likeliest tokens whose probabilities make up this share.
         seed: equal ones give equal answers; None is another one each time.
         stop: strings that end the answer and are not part of it.

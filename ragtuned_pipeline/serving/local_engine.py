@@ -23,6 +23,7 @@ from typing import Any
 from ragtuned_pipeline.serving.chat_request import read_request
 from ragtuned_pipeline.serving.interface import Body, Refused
 from ragtuned_pipeline.serving.local_worker import PLACES, Answer, Piece, Worker
+from ragtuned_pipeline.serving.to_the_end import to_the_end
 
 
 class LocalEngine:
@@ -126,7 +127,7 @@ class LocalEngine:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.stop()
-            await asyncio.to_thread(worker.join)
+            await to_the_end(asyncio.to_thread(worker.join))
 
     async def _ask(self, adapter: str, body: Body) -> tuple[Answer, Callable[[], Awaitable[Piece]]]:
         """Return an answer that is on its way, and what waits for its next piece."""
@@ -148,7 +149,7 @@ class LocalEngine:
 
     def _at_work(self) -> Worker:
         if self._worker is None:
-            raise Refused(503, "the engine is not started")
+            raise Refused(503, "the engine is not started", retry_after=5)
         return self._worker
 
 

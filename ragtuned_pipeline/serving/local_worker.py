@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PLACES = 16  # answers written at once
+_COLDEST = (
+    1e-5  # a temperature below it is greedy: as good as, and logits over 1e-50 are no numbers
+)
+_RETRY_AFTER = 5.0
 _PREFILLED = 512  # tokens of prompts read between two steps, so that running answers go on
 
 
@@ -205,7 +209,7 @@ class Worker(threading.Thread):
     def _post(self, do: Callable[[], None], fail: Callable[[Refused], None]) -> None:
         with self._posting:
             if self.ended is not None:
-                raise Refused(503, self.ended)
+                raise Refused(503, self.ended, retry_after=_RETRY_AFTER)
             self._jobs.put(_Job(do, fail))
 
     # The worker's own thread.
@@ -262,7 +266,7 @@ class Worker(threading.Thread):
             answer.tell(Refused(404, f"there is no model {answer.adapter}", "model"))
             return
         answer.name = name
-        if answer.request.temperature > 0:
+        if answer.request.temperature >= _COLDEST:
             answer.generator = Generator()
             if answer.request.seed is None:
                 answer.generator.seed()
@@ -291,10 +295,19 @@ class Worker(threading.Thread):
             if answer.gone:
                 continue
             self.running.append(answer)
-            read += len(answer.prompt)
             fresh = Batch(self._model)
+            try:
+                with torch.inference_mode():
+                    logits = fresh.prefill(answer.name, answer.prompt)
+            except torch.AcceleratorError:  # after it, the device does nothing right
+                raise
+            except (RuntimeError, MemoryError) as error:  # as where a long prompt finds no room
+                self.running.remove(answer)
+                reason = f"the prompt cannot be read: {type(error).__name__}: {error}"
+                answer.tell(Refused(503, reason, retry_after=_RETRY_AFTER))
+                continue
+            read += len(answer.prompt)
             with torch.inference_mode():
-                logits = fresh.prefill(answer.name, answer.prompt)
                 self._batch.join(fresh)
             self._append([answer], logits)
         self.prompt_tokens += read
@@ -341,7 +354,7 @@ class Worker(threading.Thread):
     def _end(self, reason: str) -> None:
         with self._posting:
             self.ended = reason
-        refused = Refused(503, reason)
+        refused = Refused(503, reason, retry_after=_RETRY_AFTER)
         for answer in (*self.running, *self.waiting):
             answer.tell(refused)
         if self._job is not None:
@@ -381,5 +394,6 @@ def _sampled(logits: Tensor, request: ChatRequest, generator: Generator) -> int:
     scaled = (logits - logits.max()) / request.temperature
     shares, tokens = scaled.softmax(-1).cpu().sort(descending=True, stable=True)
     before = shares.cumsum(0) - shares
-    shares[before >= request.top_p] = 0.0  # the likeliest one always stays
+    before[0] = -1.0  # the likeliest one always stays: a top_p of 1e-46 is 0 in float32
+    shares[before >= request.top_p] = 0.0
     return int(tokens[shares.multinomial(1, generator=generator)])

@@ -200,6 +200,8 @@ def _check_kind(folder: Path) -> None:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Refused(400, f"there is no adapter in {folder}: {_CONFIG}: {error}") from None
+    if not isinstance(config, dict):
+        raise Refused(400, f"there is no adapter in {folder}: {_CONFIG} is no JSON object")
     if config.get("peft_type") != "LORA":
         raise Refused(400, f"the adapter in {folder} is no LoRA ({config.get('peft_type')})")
     for name, plain in (("use_dora", False), ("modules_to_save", None), ("bias", "none")):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ragtuned_pipeline.tuning.adapter_store import AdapterError, current, is_link_lost
+from ragtuned_pipeline.tuning.adapter_store import AdapterError, check_base, is_link_lost
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Promoted:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What should be served, by corpus, and why other corpora are not."""
+    """What should be served, by corpus, and why other corpora, or newer promotions, are not."""
 
     adapters: dict[str, Promoted] = field(default_factory=dict)
     unserved: dict[str, str] = field(default_factory=dict)
@@ -46,11 +47,17 @@ class PromotedAdapters:
         """Return what is promoted now."""
         wanted = Wanted()
         for corpus in self._corpora or self._all():
-            found = self._one(corpus)
+            try:
+                found = self._one(corpus)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                # It stops no other, and what was served goes on.
+                reason = f"{type(error).__name__}: {error}"
+                wanted.unserved[corpus] = f"{self._link(corpus)} cannot be read ({reason})"
+                _, found = self._seen.get(corpus, ("", ""))
             if isinstance(found, Promoted):
                 wanted.adapters[corpus] = found
             else:
-                wanted.unserved[corpus] = found
+                wanted.unserved.setdefault(corpus, found)
         return wanted
 
     def _all(self) -> list[str]:
@@ -58,25 +65,37 @@ class PromotedAdapters:
             entries = os.listdir(self._adapters)
         except FileNotFoundError:
             return []
+        except OSError:  # a disk across a network that is away for a while
+            return sorted(self._seen)
         return sorted(name for name in entries if not name.startswith("."))
 
     def _one(self, corpus: str) -> Promoted | str:
-        link = self._adapters / corpus / "current"
+        """Return what is promoted, or why nothing is.
+
+        Raises:
+            OSError, ValueError, KeyError, TypeError: it cannot be read, now or at all.
+        """
+        link = self._link(corpus)
         try:
             target = os.readlink(link)
-        except OSError:  # no link, or a folder in its place
+        except OSError as error:
+            if error.errno not in {errno.ENOENT, errno.EINVAL}:  # no link, a folder in its place
+                raise
+            self._seen.pop(corpus, None)
             lost = is_link_lost(self._adapters, corpus)
             remedy = "`ragtuned doctor` mends its link" if lost else "promote one"
             return f"no adapter of it is promoted; {remedy}"
         if (seen := self._seen.get(corpus)) is not None and seen[0] == target:
             return seen[1]
+        since = link.lstat().st_mtime
+        folder = (link.parent / target).resolve()  # not the link, which may lead elsewhere by now
+        found: Promoted | str = Promoted(folder.name, folder, since)
         try:
-            since = link.lstat().st_mtime
-            folder = current(self._adapters, corpus, self._base_model)
-            found: Promoted | str = Promoted(folder.name, folder, since)
+            check_base(folder, self._base_model)
         except AdapterError as error:
             found = str(error)
-        except (OSError, ValueError, KeyError) as error:  # one that is not whole stops no other
-            return f"{link} cannot be read ({type(error).__name__}: {error})"
         self._seen[corpus] = target, found
         return found
+
+    def _link(self, corpus: str) -> Path:
+        return self._adapters / corpus / "current"

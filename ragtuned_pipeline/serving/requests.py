@@ -56,6 +56,10 @@ def read_request(data: bytes, defaults: Defaults) -> Asked:
     """
     try:
         body = json.loads(data)
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        reason = "a text in it holds half of a character, as \\ud800 is"
+        raise Refused(400, f"the request's body cannot be read: {reason}") from None
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested too deep
         raise Refused(400, f"the request's body is no JSON: {error}") from None
     if not isinstance(body, dict):
@@ -87,10 +91,11 @@ def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise Refused(400, "messages: each has to be an object with a role", "messages")
-    return messages
+    # OpenAI's newer word for "system", which chat templates do not know.
+    return [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
 
 
 def _with_system(messages: list[dict[str, Any]], system: str | None) -> list[dict[str, Any]]:
-    if system is None or any(each["role"] in {"system", "developer"} for each in messages):
+    if system is None or any(each["role"] == "system" for each in messages):
         return messages
     return [{"role": "system", "content": system}, *messages]

@@ -209,7 +209,9 @@ class Router:
 
     async def _unload_when_idle(self, route: Route) -> None:
         await self._wait_idle(route)
-        retiring = self._retiring[route.adapter]
+        retiring = self._retiring.get(route.adapter)
+        if retiring is None or retiring.task is not asyncio.current_task():
+            return  # it serves again
         retiring.unloading = True
         try:
             await self._engine.unload(route.adapter)
@@ -221,7 +223,9 @@ class Router:
 
     async def _wait_idle(self, route: Route) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(route.idle.wait(), self._drain_seconds)
+            # asyncio.wait_for loses a cancellation that comes when the last answer has just ended.
+            async with asyncio.timeout(self._drain_seconds):
+                await route.idle.wait()
         for limit in route.running:
             if not limit.expired():
                 limit.reschedule(0.0)  # now

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Any, Literal
 
 from ragtuned_pipeline.inference.calls import TeacherStopped
 from ragtuned_pipeline.inference.gpu_turn import GpuTurn
@@ -121,12 +121,14 @@ class Service:
         if self._phase != "starting":  # else the reason says already why it is started again
             self._enter("starting", "the engine is starting")
         self._metrics.engine_starts.inc()
-        await self.engine.start()
-        while (reason := await self._keep_in_step()) is None:
-            if self._phase != "ready":
-                self._enter("ready", "")
-                self._has_served = True
-            await asyncio.sleep(_LOOK_EVERY)
+        reason = await self._unless_wanted(self.engine.start())
+        while reason is None:
+            reason = await self._keep_in_step()
+            if reason is None:
+                if self._phase != "ready":
+                    self._enter("ready", "")
+                    self._has_served = True
+                await asyncio.sleep(_LOOK_EVERY)
         self._enter("making room", reason)
         await self.router.drain()
 
@@ -134,15 +136,27 @@ class Service:
         """Serve what is promoted; return why the engine has to be closed, if it has."""
         if (ended := self.engine.why_ended()) is not None:
             raise TeacherStopped(ended)
-        if self._turn is not None and self._turn.is_wanted():
-            self._settle = _SETTLE_SECONDS
-            return "the GPU is given to a training or an evaluation; it comes back afterwards"
         self._wanted = self._promoted.look()
         try:
-            await self.router.sync(self._wanted)
+            return await self._unless_wanted(self.router.sync(self._wanted))
         except NeedsRestart as needed:
             return f"{needed}; the engine is started anew for it"
-        return None
+
+    async def _unless_wanted(self, work: Coroutine[Any, Any, None]) -> str | None:
+        """Do `work`, which may take minutes; where somebody waits for the GPU, cancel it and return
+        why the engine has to be closed."""
+        task = asyncio.create_task(work)
+        try:
+            while self._turn is None or not self._turn.is_wanted():
+                await asyncio.wait([task], timeout=_LOOK_EVERY)
+                if task.done():
+                    task.result()
+                    return None
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        self._settle = _SETTLE_SECONDS
+        return "the GPU is given to a training or an evaluation; it comes back afterwards"
 
     def _enter(self, phase: Phase, reason: str) -> None:
         self._phase, self._reason, self._since = phase, reason, time.monotonic()
@@ -169,6 +183,8 @@ class Service:
 
     async def _stop(self) -> None:
         self.router.clear()
-        await self.engine.close()
-        if self._turn is not None:
-            self._turn.release()
+        try:
+            await self.engine.close()
+        finally:
+            if self._turn is not None:
+                self._turn.release()

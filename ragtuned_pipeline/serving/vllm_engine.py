@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,8 @@ from ragtuned_pipeline.inference.vllm_adapters import (
 )
 from ragtuned_pipeline.inference.vllm_server import VllmServer, lora_rank
 from ragtuned_pipeline.serving.interface import Body, NeedsRestart, Refused
-from ragtuned_pipeline.settings import SettingsError, VllmSettings
+from ragtuned_pipeline.serving.to_the_end import to_the_end
+from ragtuned_pipeline.settings import VllmSettings
 
 if TYPE_CHECKING:
     import httpx2
@@ -32,8 +32,8 @@ _TOO_LONG = "maximum context length"
 _DATA, _END = b"data: ", b"data: [DONE]"
 
 
-class VllmEngine:
-    """Engine over a VllmServer, which only this process can ask: it has a random key.
+class VllmServing:
+    """Engine over a VllmServer, which only this user's processes can ask: it has no port.
 
     Args:
         base_model: the setting tuning.base_model.
@@ -71,19 +71,22 @@ class VllmEngine:
     async def start(self) -> None:
         import httpx2
 
-        key = secrets.token_urlsafe(32)
         if self._log.is_file():
             self._log.replace(self._log.with_suffix(".previous.log"))
-        self._server = await asyncio.to_thread(self._new_server, key)
-        self._address = await asyncio.wrap_future(self._server.up)
+        # Cancelled, close() has a server to stop all the same.
+        server = await to_the_end(asyncio.to_thread(self._start_server))
+        self._address = await asyncio.wrap_future(server.up)
         self._client = httpx2.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"},
             trust_env=False,  # a proxy of the environment's is not for this machine's own addresses
             timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),
-            limits=httpx2.Limits(
-                max_connections=None,  # the gateway bounds what is asked at once
-                max_keepalive_connections=None,
-                keepalive_expiry=_KEEPALIVE_SECONDS,
+            transport=httpx2.AsyncHTTPTransport(
+                uds=str(server.socket),
+                trust_env=False,
+                limits=httpx2.Limits(
+                    max_connections=None,  # the gateway bounds what is asked at once
+                    max_keepalive_connections=None,
+                    keepalive_expiry=_KEEPALIVE_SECONDS,
+                ),
             ),
         )
 
@@ -92,7 +95,7 @@ class VllmEngine:
 
         try:
             rank = lora_rank(rank_of(folder))
-        except (SettingsError, OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             raise Refused(500, f"{folder}: {error}") from None
         try:
             if rank > self._rank:
@@ -159,22 +162,23 @@ class VllmEngine:
     async def close(self) -> None:
         client, server, self._client, self._server = self._client, self._server, None, None
         self._folders.clear()
+        if server is not None:
+            await to_the_end(asyncio.to_thread(server.stop))
         if client is not None:
             await client.aclose()
-        if server is not None:
-            await asyncio.to_thread(server.stop)
 
-    def _new_server(self, key: str) -> VllmServer:
-        return VllmServer(
+    def _start_server(self) -> VllmServer:
+        self._server = VllmServer(
             self._base_model,
             identity(self._base_model),
             self._settings,
             self._log,
             self._python,
             max_rank=self._rank,
-            api_key=key,
+            private=True,
             inherited=self._inherited(),
         )
+        return self._server
 
     def _up(self) -> httpx2.AsyncClient:
         if self._client is None:
@@ -233,10 +237,13 @@ def rank_of(folder: Path) -> int:
     """Return the LoRA rank of the adapter in `folder`.
 
     Raises:
-        OSError, ValueError, KeyError: its adapter_config.json is missing or none.
+        OSError, ValueError: its adapter_config.json is missing, or says none.
     """
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return int(config["r"])
+    rank = config.get("r") if isinstance(config, dict) else None
+    if not isinstance(rank, int):
+        raise ValueError("adapter_config.json says no rank")
+    return rank
 
 
 async def _chunks(reply: httpx2.Response) -> AsyncGenerator[dict[str, Any], None]:

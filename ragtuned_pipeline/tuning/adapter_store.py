@@ -78,7 +78,7 @@ def find(adapters: Path, corpus: str, content: str, base_model: str) -> Path:
     folder = adapters / corpus / content
     if not (folder / _BASE).is_file():
         raise AdapterError(f"corpus {corpus} has no adapter {content} in {adapters}")
-    _check_base(folder, base_model)
+    check_base(folder, base_model)
     return folder
 
 
@@ -92,7 +92,7 @@ def current(adapters: Path, corpus: str, base_model: str) -> Path:
     if not link.is_dir():
         raise AdapterError(f"corpus {corpus} has no promoted adapter; run `ragtuned run` first")
     folder = link.resolve()
-    _check_base(folder, base_model)
+    check_base(folder, base_model)
     return folder
 
 
@@ -174,7 +174,8 @@ def content_of(folder: Path) -> str:
     return _content_hash(folder / _WEIGHTS, *texts)
 
 
-def _check_base(folder: Path, base_model: str) -> None:
+def check_base(folder: Path, base_model: str) -> None:
+    """Raises AdapterError where the adapter belongs to another base model."""
     made_with = json.loads((folder / _BASE).read_text(encoding="utf-8"))
     if made_with["identity"] != identity(base_model):
         raise AdapterError(

@@ -23,11 +23,11 @@ def test_the_newer_name_of_max_tokens_wins() -> None:
     assert read_request(body).most == 5
 
 
-def test_content_may_come_in_parts_and_developer_is_system() -> None:
+def test_content_may_come_in_parts() -> None:
     parts = [{"type": "text", "text": "Wh"}, {"type": "text", "text": "o?"}]
     body = {
         "messages": [
-            {"role": "developer", "content": "Be brief."},
+            {"role": "system", "content": "Be brief."},
             {"role": "user", "content": parts, "name": "ann"},
         ]
     }

@@ -168,7 +168,12 @@ def test_errors_are_openais(client: openai.OpenAI) -> None:
         (b'{"model": "harbour", "messages": []}', 400, "messages"),
         (b'{"model": "harbour", "messages": ["hi"]}', 400, "messages"),
         (b'{"model": "harbour", "messages": [{"role": "user"}], "stream": "yes"}', 400, "stream"),
-        (b'{"model": "a\\ud800", "messages": [{"role": "user"}]}', 404, "no corpus"),
+        (b'{"model": "a\\ud800", "messages": [{"role": "user"}]}', 400, "half of a character"),
+        (
+            b'{"model": "a", "messages": [{"role": "user", "content": "\\ud800"}]}',
+            400,
+            "half of a character",
+        ),
         (b" " * (MOST_BYTES + 1), 413, "larger than"),
     ],
 )

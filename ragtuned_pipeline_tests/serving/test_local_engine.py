@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
@@ -18,9 +18,13 @@ from ragtuned_pipeline.inference.engine import Reply, chat
 from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 from ragtuned_pipeline.serving.interface import Refused
 from ragtuned_pipeline.serving.local_engine import LocalEngine
+from ragtuned_pipeline.serving.mixed_model import Batch
 from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tuning import adapter_store
 from ragtuned_pipeline_tests.serving.world import HTTP, serving
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 QUESTIONS = [
     "Who opened the Harrow Bakery in 1987?",
@@ -433,3 +437,50 @@ def test_openai_clients_ask_corpora_and_a_promotion_is_answered_without_a_pause(
         assert refused.value.param == "n"
         metrics = HTTP.get(running.address.replace("/v1", "/metrics")).text
         assert "ragtuned_engine_completion_tokens_total" in metrics
+
+
+def test_a_request_at_the_edge_of_what_is_allowed_ends_no_other(
+    folders: dict[str, Path], alone: dict[tuple[str, str], Reply], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers that are 0 in float32, and a prompt that the memory does not hold."""
+    adapter, question = ADAPTERS[0], QUESTIONS[0]
+    prefill = Batch.prefill
+
+    def full(self: Batch, name: str | None, prompt: Sequence[int]) -> Tensor:
+        if len(prompt) > 200:
+            raise RuntimeError("CUDA out of memory")
+        return prefill(self, name, prompt)
+
+    monkeypatch.setattr(Batch, "prefill", full)
+
+    async def play() -> None:
+        async with _engine({adapter: folders[adapter]}) as engine:
+            asked: list[dict[str, Any]] = [
+                {"temperature": 1e-50},
+                {"temperature": 1e-5},
+                {"temperature": 1.0, "top_p": 1e-46},
+            ]
+            for more in asked:
+                given = await engine.complete(adapter, _body(question, **more))
+                assert _text(given) == alone[adapter, question].text, more
+            beside = asyncio.create_task(engine.complete(adapter, _body(question)))
+            with pytest.raises(Refused, match="out of memory") as refused:
+                await engine.complete(adapter, _body("long " * 300))
+            assert (refused.value.status, refused.value.retry_after) == (503, 5)
+            assert _text(await beside) == alone[adapter, question].text
+
+    asyncio.run(play())
+
+
+def test_a_file_that_is_json_and_no_adapter_is_refused(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").write_text("[]", encoding="utf-8")
+
+    async def play() -> None:
+        async with _engine({}) as engine:
+            with pytest.raises(Refused, match="no JSON object"):
+                await engine.load("notes@x", tmp_path)
+            await engine.load(ADAPTERS[0], folders[ADAPTERS[0]])
+
+    asyncio.run(play())

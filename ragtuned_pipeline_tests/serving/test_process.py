@@ -1,5 +1,7 @@
 """The gateway among other processes: who has the GPU, signals, a second server of one home."""
 
+import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -13,6 +15,7 @@ import httpx2
 import pytest
 
 from ragtuned_pipeline.inference.gpu_turn import GpuTurn
+from ragtuned_pipeline.orchestration import serving_home
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.serving_home import (
     AlreadyServed,
@@ -21,9 +24,19 @@ from ragtuned_pipeline.orchestration.serving_home import (
     serve_home,
 )
 from ragtuned_pipeline.serving import service
+from ragtuned_pipeline.serving.promoted import PromotedAdapters
+from ragtuned_pipeline.serving.vllm_engine import VllmServing
 from ragtuned_pipeline.settings import SettingsError, load_settings
+from ragtuned_pipeline.tuning import adapter_store
 from ragtuned_pipeline_tests.deadline import with_deadline
-from ragtuned_pipeline_tests.serving.world import HTTP, NotingEngine, promote, serving, until
+from ragtuned_pipeline_tests.serving.world import (
+    HTTP,
+    NotingEngine,
+    new_adapter,
+    promote,
+    serving,
+    until,
+)
 
 MESSAGES = [{"role": "user", "content": "Which are you?"}]
 
@@ -105,6 +118,40 @@ def test_the_gpu_is_given_to_a_training_and_taken_back(
         assert HTTP.post(url, json=body).status_code == 200
 
 
+class Stuck(NotingEngine):
+    """Never done with its start, or with an adapter."""
+
+    def __init__(self, at: str) -> None:
+        super().__init__()
+        self.at = at
+        self.stuck = False
+
+    async def start(self) -> None:
+        await (self._hang() if self.at == "start" else super().start())
+
+    async def load(self, adapter: str, folder: Path) -> None:
+        await self._hang()
+
+    async def _hang(self) -> None:
+        self.stuck = True
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("at", ["start", "load"])
+def test_the_gpu_is_given_away_while_the_engine_starts_or_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(service, "_LOOK_EVERY", 0.01)
+    promote(tmp_path / "adapters", "harbour", "one")
+    engine = Stuck(at)
+    turn = GpuTurn(tmp_path, "ragtuned serve", present=True)
+    with serving(engine, tmp_path / "adapters", turn=turn, wait=False):
+        until(lambda: engine.stuck)
+        training = request.getfixturevalue("training")
+        assert training.stdout.readline() == "has it\n"
+        assert engine.closes == 1
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     promote(tmp_path / "adapters", "harbour", "one")
@@ -153,6 +200,28 @@ def test_what_a_killed_server_left_is_no_server(tmp_path: Path) -> None:
     assert running_server(Home(tmp_path)) is None
     (tmp_path / "serving.lock").touch()
     assert running_server(Home(tmp_path)) is None
+
+
+def test_a_look_at_the_lock_keeps_no_server_from_starting(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    (tmp_path / "serving.json").write_text("left by a server that was killed")
+    with (tmp_path / "serving.lock").open("w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.2, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        with serving_home._alone(home):
+            assert running_server(home) is None  # it has not said yet where it is
+
+
+def test_an_adapter_of_a_rank_that_vllm_does_not_know_stops_no_other(tmp_path: Path) -> None:
+    adapters = tmp_path / "adapters"
+    for corpus, rank in (("harbour", 16), ("valley", 1024)):
+        content = new_adapter(adapters, corpus, "x", rank=rank)
+        adapter_store.promote(adapters, corpus, content)
+    settings = load_settings(tmp_path, overrides={"serving": {"engine": "vllm"}})
+    look = PromotedAdapters(adapters, "embedded")
+    engine = serving_home._engine(Home(tmp_path), settings, "embedded", look, None)
+    assert isinstance(engine, VllmServing)
+    assert engine._rank == 16
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "gateway.example"])

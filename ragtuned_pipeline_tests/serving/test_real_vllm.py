@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from ragtuned_pipeline.inference import vllm_server
 from ragtuned_pipeline.inference.engine import chat
 from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
-from ragtuned_pipeline.serving.vllm_engine import VllmEngine
+from ragtuned_pipeline.serving.vllm_engine import VllmServing
 from ragtuned_pipeline.settings import VllmSettings
 from ragtuned_pipeline.tuning import adapter_store
 from ragtuned_pipeline_tests.serving.steady_load import History, load
@@ -54,13 +55,13 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> VllmEngine:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> VllmServing:
     log = tmp_path_factory.mktemp("logs") / "serving.log"
-    return VllmEngine("embedded", VLLM, log, max_rank=8, default_tokens=50, python=PYTHON)
+    return VllmServing("embedded", VLLM, log, max_rank=8, default_tokens=50, python=PYTHON)
 
 
 @pytest.fixture(scope="module")
-def running(adapters: Path, engine: VllmEngine) -> Iterator[Gateway]:
+def running(adapters: Path, engine: VllmServing) -> Iterator[Gateway]:
     with serving(engine, adapters, wait=False) as gateway:
         until(lambda: len(gateway.health().get("served", ())) == len(CORPORA), 300)
         yield gateway
@@ -89,7 +90,7 @@ def test_twenty_corpora_answer_their_own_facts_at_once(running: Gateway, adapter
 
 
 def test_adapters_are_swapped_under_load_and_no_request_fails_or_is_answered_wrongly(
-    running: Gateway, adapters: Path, engine: VllmEngine
+    running: Gateway, adapters: Path, engine: VllmServing
 ) -> None:
     history = History()
     first = {corpus: adapter_store.promoted(adapters, corpus) or "" for corpus in SWAPPED}
@@ -116,7 +117,7 @@ def test_adapters_are_swapped_under_load_and_no_request_fails_or_is_answered_wro
 
 
 def test_the_prefix_cache_is_never_stale(
-    running: Gateway, adapters: Path, engine: VllmEngine, tmp_path: Path
+    running: Gateway, adapters: Path, engine: VllmServing, tmp_path: Path
 ) -> None:
     """And this would be seen: weights changed under an old name in an old folder give it away."""
     one, two = teach([("long", "Ida Feld."), ("long", "Rurik Brand.")], adapters, question=LONG)
@@ -170,7 +171,7 @@ def served(running: Gateway) -> list[tuple[str, str]]:
     return [*running.health()["served"].items()]
 
 
-def vllm(engine: VllmEngine, running: Gateway, path: str, body: Any = None) -> httpx2.Response:
+def vllm(engine: VllmServing, running: Gateway, path: str, body: Any = None) -> httpx2.Response:
     """Ask the server behind the gateway, which only the engine can."""
 
     async def send() -> httpx2.Response:
@@ -180,20 +181,31 @@ def vllm(engine: VllmEngine, running: Gateway, path: str, body: Any = None) -> h
     return asyncio.run_coroutine_threadsafe(send(), running.loop).result(60)
 
 
-def loaded_names(engine: VllmEngine, running: Gateway) -> set[str]:
+def loaded_names(engine: VllmServing, running: Gateway) -> set[str]:
     models = vllm(engine, running, "models").json()["data"]
     return {model["id"] for model in models if "@" in model["id"]}
 
 
 def test_nobody_else_can_ask_the_server_behind_the_gateway(
-    running: Gateway, engine: VllmEngine
+    running: Gateway, engine: VllmServing
 ) -> None:
-    for path in ("models", "load_lora_adapter"):
-        assert HTTP.get(f"{engine._address}/{path}").status_code == 401
+    """Other users cannot reach its socket, and at no port of vLLM's anything answers."""
+    assert vllm(engine, running, "models").status_code == 200
+    server = engine._server
+    assert server is not None
+    assert server.socket is not None
+    assert stat.S_IMODE(server.socket.parent.stat().st_mode) == 0o700
+    processes = [server._process.pid, *descendants(server._process.pid)]
+    assert len(processes) > 2
+    adapter = {"lora_name": f"{CORPORA[0]}@x", "lora_path": "/x"}
+    for port in listening_ports(processes):
+        for path in ("health", "tokenize", "adapters", "invocations", "v1/load_lora_adapter"):
+            with pytest.raises(httpx2.HTTPError):
+                HTTP.post(f"http://127.0.0.1:{port}/{path}", json=adapter, timeout=2)
 
 
 def test_a_rank_that_vllm_was_not_started_for_restarts_it(
-    running: Gateway, adapters: Path, engine: VllmEngine
+    running: Gateway, adapters: Path, engine: VllmServing
 ) -> None:
     [content] = teach([("wide", "Ewa Brand.")], adapters, rank=12)
     adapter_store.promote(adapters, "wide", content)
@@ -204,7 +216,7 @@ def test_a_rank_that_vllm_was_not_started_for_restarts_it(
     assert ask(running, CORPORA[-1])["message"]["content"] == ANSWERS[CORPORA[-1]]
 
 
-def test_vllm_is_started_again_after_it_was_killed(running: Gateway, engine: VllmEngine) -> None:
+def test_vllm_is_started_again_after_it_was_killed(running: Gateway, engine: VllmServing) -> None:
     assert engine._server is not None
     for child in children(engine._server._process.pid):
         os.kill(child, signal.SIGKILL)
@@ -219,6 +231,23 @@ def test_vllm_is_started_again_after_it_was_killed(running: Gateway, engine: Vll
         ANSWERS[CORPORA[1]],
         OTHERS[CORPORA[1]],
     }
+
+
+def descendants(pid: int) -> list[int]:
+    return [each for child in children(pid) for each in (child, *descendants(child))]
+
+
+def listening_ports(processes: list[int]) -> set[int]:
+    """The TCP ports at which the processes listen."""
+    files = [file for pid in processes for file in Path(f"/proc/{pid}/fd").iterdir()]
+    sockets = {os.readlink(file) for file in files if file.is_socket()}
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and f"socket:[{rest[5]}]" in sockets:
+                ports.add(int(local.rpartition(":")[2], 16))
+    return ports
 
 
 def children(pid: int) -> list[int]:
