@@ -129,14 +129,17 @@ def test_what_a_request_leaves_open_is_as_tuned(
 def test_the_system_message_of_tuning_stands_before_a_question_without_one() -> None:
     defaults = Defaults.of("Qwen/Qwen2.5-7B-Instruct", 50)
 
-    def contents(*messages: dict[str, str]) -> list[str]:
+    def asked(*messages: dict[str, str]) -> list[dict[str, str]]:
         body = {"model": "harbour", "messages": messages}
-        asked = read_request(json.dumps(body).encode(), defaults)
-        return [each["content"] for each in asked.body["messages"]]
+        read: list[dict[str, str]] = read_request(json.dumps(body).encode(), defaults).body[
+            "messages"
+        ]
+        return read
 
-    assert contents(*QUESTION) == [ANSWER_LENGTH, QUESTION[0]["content"]]
-    own = {"role": "developer", "content": "In rhyme."}
-    assert contents(own, *QUESTION) == ["In rhyme.", QUESTION[0]["content"]]
+    assert asked(*QUESTION) == [{"role": "system", "content": ANSWER_LENGTH}, *QUESTION]
+    for role in ("system", "developer"):  # the newer word, which chat templates do not know
+        own = {"role": role, "content": "In rhyme."}
+        assert asked(own, *QUESTION) == [{**own, "role": "system"}, *QUESTION]
 
 
 def test_errors_are_openais(client: openai.OpenAI) -> None:
