@@ -206,7 +206,7 @@ def _gone_corpora(home: Home) -> Iterator[_Defect]:
     for path in TableStore(home.tables).files():
         if path.suffix == ".parquet":
             places.setdefault(path.stem, []).append(str(path))
-    for folder in ("adapters", "reports", "training"):
+    for folder in ("adapters", "reports", "training", "training-logs"):
         for place in sorted((home.folder / folder).glob("[!.]*/")):
             places.setdefault(place.name, []).append(str(place))
     for file in sorted((home.folder / "items").glob("*.sqlite")):
@@ -216,8 +216,8 @@ def _gone_corpora(home: Home) -> Iterator[_Defect]:
             yield _Defect(
                 f"corpus {corpus!r} is not in {home.corpora} any more, but {len(found)} files and "
                 f"folders are made of it, {found[0]} the first",
-                f"delete what is named {corpus} in tables, adapters, reports, training and items, "
-                f"or put the corpus back: ragtuned run DIR --name {corpus}",
+                f"delete what is named {corpus} in tables, adapters, reports, training, "
+                f"training-logs and items, or put the corpus back: ragtuned run DIR --name {corpus}",
             )
 
 
@@ -366,7 +366,7 @@ def _set_up(home: Home, corpus: str) -> Iterator[_Defect]:
 def _own_temporaries(home: Home, corpus: str) -> Iterator[Path]:
     yield from home.corpora.glob(f".{corpus}.json.*.tmp")
     yield from home.corpora.glob(f"..{corpus}.*.tmp")
-    for folder in ("adapters", "reports", "training"):
+    for folder in ("adapters", "reports", "training", "training-logs"):
         yield from (home.folder / folder / corpus).rglob(".*.tmp")
     for path in TableStore(home.tables).files():
         if isinstance(path, Path) and path.name.startswith(f".{corpus}.parquet."):

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.locks import RunFailed
+from ragtuned_pipeline.tuning.launch import SECONDS_TO_SAVE
 
-_SECONDS_TO_SAVE = 30.0  # for the checkpoint that SIGTERM asks for
 _SECONDS_TO_DIE = 5.0
 _LOOK_EVERY = 0.1
 _LOCKS = Path("/proc/locks")  # proc_locks(5): Linux alone
@@ -54,7 +54,7 @@ def stop_orphan_trainers(home: Home, corpus: str) -> list[Trainer]:
 def _stop(trainer: Trainer) -> None:
     lock = trainer.folder / "lock"
     for number, seconds in (
-        (signal.SIGTERM, _SECONDS_TO_SAVE),
+        (signal.SIGTERM, SECONDS_TO_SAVE),
         (signal.SIGKILL, _SECONDS_TO_DIE),
     ):
         if trainer.pid is None:

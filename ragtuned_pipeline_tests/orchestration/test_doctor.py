@@ -473,7 +473,7 @@ TRAINER = """
 def test_a_trainer_without_a_run_is_stopped(
     home: Home, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orphans, "_SECONDS_TO_SAVE", 0.5)
+    monkeypatch.setattr(orphans, "SECONDS_TO_SAVE", 0.5)
     lock = home.training("notes", "fingerprint") / "lock"
     write_text(lock, "")
     script = tmp_path / "trainer.py"
