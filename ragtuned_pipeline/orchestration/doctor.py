@@ -217,7 +217,8 @@ def _gone_corpora(home: Home) -> Iterator[_Defect]:
                 f"corpus {corpus!r} is not in {home.corpora} any more, but {len(found)} files and "
                 f"folders are made of it, {found[0]} the first",
                 f"delete what is named {corpus} in tables, adapters, reports, training, "
-                f"training-logs and items, or put the corpus back: ragtuned run DIR --name {corpus}",
+                "training-logs and items, or put the corpus back: "
+                f"ragtuned run DIR --name {corpus}",
             )
 
 
