@@ -110,6 +110,17 @@ class VllmServer:
         self._log = log
         self._stopped = False
         log.parent.mkdir(parents=True, exist_ok=True)
+        command = [
+            str(python or interpreter()),
+            *("-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", resolve(model)),
+            *("--served-model-name", served),
+            *("--generation-config", "vllm"),
+            *("--structured-outputs-config", _COMPACT_JSON),
+            *(_lora_arguments(max_rank, settings.loras_at_once) if max_rank else ()),
+            *_template_arguments(model, log.parent, settings.arguments),
+            *settings.arguments,
+        ]
         self.socket: Path | None = None
         if private:  # mkdtemp's folders are their owner's alone; a socket's path must be short
             self.socket = Path(tempfile.mkdtemp(prefix="ragtuned-vllm-")) / "socket"
@@ -117,27 +128,14 @@ class VllmServer:
         else:
             port = str(_free_port())
             address, listening = f"http://{_HOST}:{port}", ["--host", _HOST, "--port", port]
-        command = [
-            str(python or interpreter()),
-            *("-m", "vllm.entrypoints.openai.api_server"),
-            *("--model", resolve(model)),
-            *("--served-model-name", served),
-            *listening,
-            *("--generation-config", "vllm"),
-            *("--structured-outputs-config", _COMPACT_JSON),
-            *(_lora_arguments(max_rank, settings.loras_at_once) if max_rank else ()),
-            *_template_arguments(model, log.parent, settings.arguments),
-            *settings.arguments,
-        ]
-        new = log.with_name(
-            f".{log.name}.{os.getpid()}"
-        )  # another run's server goes on with its own
+        # Another run's server goes on with its own.
+        new = log.with_name(f".{log.name}.{os.getpid()}")
         with new.open("wb") as output:
             new.replace(log)
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "ragtuned_pipeline.inference.supervisor"),
-                    *(str(os.getpid()), *command),
+                    *(str(os.getpid()), *command, *listening),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=output,

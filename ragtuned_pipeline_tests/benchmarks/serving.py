@@ -48,11 +48,10 @@ MESSAGES: list[Any] = [{"role": "user", "content": QUESTION}]
 
 @dataclass(frozen=True)
 class Server:
-    """`ragtuned serve`, and the way to the vLLM behind it that only this process's user has."""
+    """`ragtuned serve`, and the socket of the vLLM behind it, for this process's user alone."""
 
     gateway: str
-    vllm: str
-    key: str
+    vllm: Path
     client: httpx2.Client
 
     def served(self) -> dict[str, str]:
@@ -83,9 +82,9 @@ def server(home: Path, vllm_arguments: str, at_once: int) -> Iterator[Server]:
             note = home / "serving.json"
             wait(lambda: note.is_file(), process)
             gateway = json.loads(note.read_text(encoding="utf-8"))["address"]
-            found = Server(gateway, "", "", client)
+            found = Server(gateway, Path(), client)
             wait(lambda: len(found.served()) == len(CORPORA), process)
-            yield Server(gateway, *behind(process.pid), client)
+            yield Server(gateway, behind(process.pid), client)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
@@ -99,15 +98,12 @@ def wait(holds: Any, process: subprocess.Popen[bytes], seconds: float = 900) -> 
         time.sleep(0.2)
 
 
-def behind(pid: int) -> tuple[str, str]:
-    """Return address and key of the vLLM that a process has started."""
+def behind(pid: int) -> Path:
+    """Return the socket of the vLLM that a process has started."""
     lists = Path(f"/proc/{pid}/task").glob("*/children")  # one a thread
     for child in [child for each in lists for child in each.read_text().split()]:
         words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
-        port = words[words.index("--port") + 1]
-        pairs = Path(f"/proc/{child}/environ").read_text().split("\0")
-        [key] = [each.partition("=")[2] for each in pairs if each.startswith("VLLM_API_KEY=")]
-        return f"http://127.0.0.1:{port}/v1", key
+        return Path(words[words.index("--uds") + 1])
     raise SystemExit("no vLLM behind the gateway")
 
 
@@ -162,23 +158,30 @@ def swap(found: Server, adapters: Path, swaps: int) -> dict[str, Any]:
 
 
 async def answers_a_second(
-    address: str, key: str, models: list[str], tokens: int, seconds: float
+    server: str | Path, models: list[str], tokens: int, seconds: float
 ) -> float:
-    """Ask `models` in turn, CLIENTS at once, for answers of exactly `tokens` tokens."""
-    url = urlsplit(address)
+    """Ask `models` in turn, CLIENTS at once, for answers of exactly `tokens` tokens.
+
+    Args:
+        server: its address, or its Unix socket.
+    """
     count = 0
     turn = itertools.cycle(models)
     deadline = time.monotonic() + seconds
 
     async def ask_on() -> None:
         nonlocal count
-        reader, writer = await asyncio.open_connection(url.hostname, url.port)
+        if isinstance(server, Path):
+            reader, writer = await asyncio.open_unix_connection(server)
+        else:
+            url = urlsplit(server)
+            reader, writer = await asyncio.open_connection(url.hostname, url.port)
         while time.monotonic() < deadline:
             asked = {"max_tokens": tokens, "ignore_eos": True, "temperature": 0}
             body = json.dumps({"model": next(turn), "messages": MESSAGES, **asked}).encode()
             head = (
-                f"POST {url.path}/chat/completions HTTP/1.1\r\nHost: {url.netloc}\r\n"
-                f"Authorization: Bearer {key}\r\nContent-Type: application/json\r\n"
+                "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+                "Content-Type: application/json\r\n"
                 f"Content-Length: {len(body)}\r\n\r\n"
             )
             writer.write(head.encode() + body)
@@ -200,11 +203,11 @@ async def answers_a_second(
 def compare(found: Server, tokens: int, rounds: int, seconds: float) -> dict[str, Any]:
     """Return answers a second and their ratios, the ways by turns."""
     adapters = [engine_name(corpus, content) for corpus, content in found.served().items()]
-    ways = {
-        "base, vLLM": (found.vllm, found.key, [identity("embedded")]),
-        "one adapter, vLLM": (found.vllm, found.key, adapters[:1]),
-        "adapters, vLLM": (found.vllm, found.key, adapters),
-        "adapters, gateway": (found.gateway, "", CORPORA),
+    ways: dict[str, tuple[str | Path, list[str]]] = {
+        "base, vLLM": (found.vllm, [identity("embedded")]),
+        "one adapter, vLLM": (found.vllm, adapters[:1]),
+        "adapters, vLLM": (found.vllm, adapters),
+        "adapters, gateway": (found.gateway, CORPORA),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
