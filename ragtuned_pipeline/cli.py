@@ -502,8 +502,6 @@ def doctor(
 
 def main() -> None:
     """The console entry: one sentence for an expected error, exit status 1; usage errors 2."""
-    # Weights come from this package or from where a setting says; nothing phones home.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # As in the trainer (tuning/trainer.py): threads that wait let the processor go soon.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

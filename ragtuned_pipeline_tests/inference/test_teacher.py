@@ -524,14 +524,17 @@ def test_an_early_end_cancels_and_what_was_answered_is_kept(store: CompletionSto
 
 
 class Hanging:
-    """A backend that answers the first call of all, and hangs on what is not about "quick"."""
+    """A backend that hangs on what is not about "quick", which it answers once it is let."""
 
     identity = "hanging"
 
     def __init__(self) -> None:
         self.hanging = self.cancelled = 0
+        self.let = threading.Event()
 
     async def reply(self, request: Request) -> RawReply:
+        while not self.let.is_set():
+            await asyncio.sleep(0.01)
         if "quick" not in request.messages[0]["content"]:
             self.hanging += 1
             try:
@@ -547,8 +550,15 @@ class Hanging:
 def test_what_an_early_end_leaves_gives_its_slots_back(store: CompletionStore) -> None:
     backend = Hanging()
     made = TeacherSettings(concurrency=2)
+
+    def asked() -> Iterator[Call[Echo]]:
+        yield call("quick")
+        yield from calls(3)
+        backend.let.set()  # not before there are calls for both slots
+        yield from calls(10)[3:]
+
     with LlmTeacher(backend, made, store, BudgetSettings(), SCOPE) as opened:
-        outcomes = opened.complete([call("quick"), *calls(10)])
+        outcomes = opened.complete(asked())
         assert next(outcomes).call.item_id == "quick"
         while backend.hanging < made.concurrency:
             time.sleep(0.01)
