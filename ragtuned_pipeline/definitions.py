@@ -57,7 +57,7 @@ defs = dg.Definitions(
     sensors=[
         corpora_sensor(_settings.automation, _keys),
         automation_sensor(_settings.automation),
-        keep_serving(_settings.serving, _serve_memories),
+        keep_serving(_settings.serving),
     ],
     schedules=nightly(_settings.automation, _keys),
     resources={

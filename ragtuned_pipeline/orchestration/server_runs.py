@@ -78,13 +78,13 @@ def serving_job(command: Command = serve_command) -> dg.JobDefinition:
     return job
 
 
-def keep_serving(settings: ServingSettings, job: dg.JobDefinition) -> dg.SensorDefinition:
-    """The sensor that starts `job` where no server of the home runs; serving.with_dagster."""
+def keep_serving(settings: ServingSettings) -> dg.SensorDefinition:
+    """The sensor that starts `serving_job` where the home has no server; serving.with_dagster."""
     on = dg.DefaultSensorStatus.RUNNING if settings.with_dagster else dg.DefaultSensorStatus.STOPPED
 
     @dg.sensor(
         name="keep_serving",
-        job=job,
+        job_name=SERVE,
         default_status=on,
         minimum_interval_seconds=_SENSOR_SECONDS,
         description="Keeps `ragtuned serve` running; switch it off before you terminate the run. "

@@ -225,9 +225,9 @@ def test_the_sensor_asks_for_a_run_that_is_not_tried_again_by_dagster(
     home: Home, instance: dg.DagsterInstance
 ) -> None:
     promote_something(home)
-    sensor = keep_serving(ServingSettings(with_dagster=True), defs.resolve_job_def(SERVE))
+    sensor = keep_serving(ServingSettings(with_dagster=True))
     assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
-    off = keep_serving(ServingSettings(), defs.resolve_job_def(SERVE))
+    off = keep_serving(ServingSettings())
     assert off.default_status == dg.DefaultSensorStatus.STOPPED
     with dg.build_sensor_context(
         instance=instance, resources={"home": HomeResource(folder=str(home.folder))}
