@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import os
 import re
@@ -55,6 +56,7 @@ name = packages_distributions()["vllm"][0]
 print(name, version(name))
 """
 _LOOK_EVERY = 0.25  # seconds
+_ASK_EVERY = 2.0  # seconds
 _ENDING_SECONDS = 2.0  # from the first refused connection until the supervisor has ended, at most
 _TAIL_BYTES = 1 << 18
 _SHOWN = 300  # characters of a log line
@@ -159,8 +161,11 @@ class VllmServer:
     def stop(self) -> None:
         """End the server and all it started, and wait for that: port and GPU are free then."""
         self._stopped = True
-        self._process.terminate()
-        self._process.wait()
+        while self._process.poll() is None:
+            # Asked again: a signal that came just when it was started has been seen to be lost.
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_ASK_EVERY)
         if self.socket is not None:
             shutil.rmtree(self.socket.parent, ignore_errors=True)
 
