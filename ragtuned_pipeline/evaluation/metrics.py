@@ -196,8 +196,8 @@ def interval(
 ) -> tuple[float, float]:
     """Return the 95 % interval of the mean of `values` (shape (n,), between 0 and 1).
 
-    Values of one group are alike (wordings of one fact) and count as one observation, their mean:
-    Wilson's interval is that of as many observations as there are groups.
+    Values of one group are alike (wordings of one fact) and are drawn together: Wilson's interval
+    is that of as many observations as there are groups.
 
     Args:
         groups: of each value; none where every value stands for itself.
@@ -213,17 +213,21 @@ def interval(
     mean, shares = float(values.mean()), np.isin(values, (0, 1)).all()
     if len(groups):
         _, place, sizes = np.unique(np.array(groups), return_inverse=True, return_counts=True)
-        values = np.bincount(place, weights=values) / sizes
+        values = np.bincount(place, weights=values)
+    else:
+        sizes = np.ones(len(values), dtype=np.int64)
     count = len(values)
     if shares:
         z2 = 1.959963984540054**2
         middle = (mean + z2 / (2 * count)) / (1 + z2 / count)
         half = np.sqrt(z2 * (mean * (1 - mean) + z2 / (4 * count)) / count) / (1 + z2 / count)
         return max(0.0, float(middle - half)), min(1.0, float(middle + half))
-    # Resampling n values is a multinomial count over the distinct ones; three decimals keep those
-    # few, whatever n.
-    distinct, counts = np.unique(values.round(3), return_counts=True)
+    # Resampling n groups is a multinomial count over the distinct ones (sum and size); three
+    # decimals keep those few, whatever n.
+    pairs = np.column_stack([values.round(3), sizes])
+    (sums, sizes), counts = (each.T for each in np.unique(pairs, axis=0, return_counts=True))
     draw = np.random.default_rng(seeded_int(seed, "bootstrap", str(count)))
-    means = draw.multinomial(count, counts / count, size=resamples) @ distinct / count
+    drawn = draw.multinomial(count, counts / count, size=resamples)
+    means = (drawn @ sums) / (drawn @ sizes)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)

@@ -166,3 +166,11 @@ def test_wordings_of_one_fact_count_as_one_observation() -> None:
     low, high = interval(np.repeat(f1, 2), 1, [fact for fact in facts for _ in range(2)])
     narrow = interval(np.repeat(f1, 2), 1)
     assert high - low > 1.2 * (narrow[1] - narrow[0])
+
+
+def test_a_mean_lies_in_its_interval_where_groups_are_of_unequal_size() -> None:
+    """As where trained facts are asked in six wordings, and others in one."""
+    values = [0.9] * 60 + [0.1] * 30
+    groups = [f"fact-{n // 6}" for n in range(60)] + [f"other-{n}" for n in range(30)]
+    low, high = interval(np.array(values), 3, groups)
+    assert low < float(np.mean(values)) < high
