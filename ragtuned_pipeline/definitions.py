@@ -49,11 +49,10 @@ _assets = with_automation(
     )
 )
 _keys = automated_keys(_assets)
-_serve_memories = serving_job()
 
 defs = dg.Definitions(
     assets=[corpus.corpus_folder, *_assets],
-    jobs=[build_memory, full_evaluation, _serve_memories],
+    jobs=[build_memory, full_evaluation, serving_job()],
     sensors=[
         corpora_sensor(_settings.automation, _keys),
         automation_sensor(_settings.automation),
