@@ -21,7 +21,11 @@ from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET
 from ragtuned_pipeline.graph.export import GRAPHRAG_TABLES, write_graphrag
 from ragtuned_pipeline.inference.engine import system_message
 from ragtuned_pipeline.orchestration import promotion_history as past
-from ragtuned_pipeline.orchestration.forgetting import CannotForget, unfinished_forgetting
+from ragtuned_pipeline.orchestration.forgetting import (
+    CannotForget,
+    interrupted_sentence,
+    unfinished_forgetting,
+)
 from ragtuned_pipeline.orchestration.gate import SETS, Numbers
 from ragtuned_pipeline.orchestration.home import Home, remove
 from ragtuned_pipeline.orchestration.io import TableStore
@@ -80,10 +84,7 @@ def refuse_unfinished_forgetting(home: Home, corpus: str) -> None:
     except CannotForget as error:
         raise CannotExport(str(error)) from None
     if unfinished is not None:
-        raise CannotExport(
-            f"forgetting {unfinished.document or 'what is gone'} in corpus {corpus!r} was "
-            f"interrupted; finish that first: ragtuned forget {corpus}"
-        )
+        raise CannotExport(interrupted_sentence(corpus, unfinished))
 
 
 def training_lines(home: Home, corpus: str, form: str) -> list[str]:

@@ -146,10 +146,7 @@ def plan_forgetting(
     if unfinished is not None:
         if document is None or document == unfinished.document:
             return unfinished
-        raise CannotForget(
-            f"forgetting {unfinished.document or 'what is gone'} in corpus {corpus!r} was "
-            f"interrupted; finish that first: ragtuned forget {corpus}"
-        )
+        raise CannotForget(interrupted_sentence(corpus, unfinished))
     folder = home.documents(corpus)
     read, failures = _read(home, corpus)
     made, live = (each.select(_NAMING) for each in (_stored(home, corpus, "documents"), read))
@@ -191,6 +188,14 @@ def unfinished_forgetting(home: Home, corpus: str) -> Forgetting | None:
             f"{file}, the note of what is being forgotten, is damaged: remove it, and repeat "
             f"`ragtuned forget {corpus}` with the document, or without one if its file is gone"
         ) from None
+
+
+def interrupted_sentence(corpus: str, unfinished: Forgetting) -> str:
+    """Why something waits for what `unfinished_forgetting` found."""
+    return (
+        f"forgetting {unfinished.document or 'what is gone'} in corpus {corpus!r} was "
+        f"interrupted; finish that first: ragtuned forget {corpus}"
+    )
 
 
 def holdings(home: Home, corpus: str) -> dict[str, int]:
