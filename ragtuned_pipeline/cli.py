@@ -379,7 +379,7 @@ def promote(
     from ragtuned_pipeline.orchestration.promotions import promote_by_hand, show_in_dagster
 
     place = _known(home, corpus)
-    with _deciding(place, corpus):
+    with _alone(place, corpus):
         outcome = promote_by_hand(place, corpus, adapter, force)
         if outcome.what == "refused":
             _fail(f"{outcome.sentence}; --force promotes it all the same")
@@ -406,7 +406,7 @@ def rollback(
     from ragtuned_pipeline.orchestration.promotions import roll_back, show_in_dagster
 
     place = _known(home, corpus)
-    with _deciding(place, corpus):
+    with _alone(place, corpus):
         entry = roll_back(place, corpus, adapter)
         show_in_dagster(place, corpus, entry)
     print(
@@ -586,8 +586,8 @@ def _run_and_show(place: Home, corpus: str, groups: tuple[str, ...] | None, as_j
 
 
 @contextmanager
-def _deciding(place: Home, corpus: str) -> Iterator[None]:
-    """Keep runs of the corpus out while a person decides which adapter answers."""
+def _alone(place: Home, corpus: str) -> Iterator[None]:
+    """Keep runs of the corpus out while a person decides which adapter answers, or reads it."""
     from ragtuned_pipeline.orchestration.locks import RunFailed, alone
     from ragtuned_pipeline.orchestration.promotion_history import PromotionError
     from ragtuned_pipeline.tuning.adapter_store import AdapterError
@@ -603,16 +603,13 @@ def _deciding(place: Home, corpus: str) -> Iterator[None]:
 def _exporting(place: Home, corpus: str) -> Iterator[None]:
     """Keep runs of the corpus out while it is read, and nothing leaves what is to be forgotten."""
     from ragtuned_pipeline.orchestration.exporting import refuse_unfinished_forgetting
-    from ragtuned_pipeline.orchestration.locks import RunFailed, alone
-    from ragtuned_pipeline.orchestration.promotion_history import PromotionError
-    from ragtuned_pipeline.tuning.adapter_store import AdapterError
     from ragtuned_pipeline.tuning.export import CannotExport
 
     try:
-        with alone(place, corpus):
+        with _alone(place, corpus):
             refuse_unfinished_forgetting(place, corpus)
             yield
-    except (RunFailed, PromotionError, AdapterError, CannotExport) as error:
+    except CannotExport as error:
         _fail(str(error))
 
 
