@@ -29,6 +29,7 @@ from ragtuned_pipeline.orchestration.forgetting import (
 from ragtuned_pipeline.orchestration.gate import SETS, Numbers
 from ragtuned_pipeline.orchestration.home import Home, remove
 from ragtuned_pipeline.orchestration.io import TableStore
+from ragtuned_pipeline.orchestration.lineage import scorecard_of
 from ragtuned_pipeline.orchestration.promotions import kept_numbers
 from ragtuned_pipeline.orchestration.training import Training, read_training
 from ragtuned_pipeline.settings import EMBEDDED_MODEL
@@ -312,7 +313,7 @@ def _rounded(merged: Merged) -> str:
 
 def _card(home: Home, corpus: str, found: _Found) -> Card:
     rank, alpha = adapter_shape(found.folder)
-    scorecard = _scorecard(home, corpus, found.content)
+    scorecard = scorecard_of(home, corpus, found.content)
     numbers = kept_numbers(home, corpus).get(found.content)
     training = read_training(home, corpus, "tuned")
     known = training if training and training.adapter == found.content else None
@@ -337,15 +338,6 @@ def _base(found: _Found) -> Base:
     if found.base_model == EMBEDDED_MODEL:
         return Base(name, "embedded", identity, told)
     return Base(name, "hub" if name == identity else "folder", identity, told)
-
-
-def _scorecard(home: Home, corpus: str, adapter: str) -> Mapping[str, Any]:
-    """The corpus's scorecard where it is that of `adapter`; else nothing."""
-    file = home.report(corpus) / "scorecard.json"
-    if not file.is_file():
-        return {}
-    scorecard: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return scorecard if scorecard["versions"].get("adapter") == adapter else {}
 
 
 def _data(

@@ -247,9 +247,17 @@ def _as_judged(
     for entry in reversed(decisions):
         if entry.adapter == adapter and entry.data_version:
             return entry.data_version
+    scorecard = scorecard_of(home, corpus, adapter)
+    return scorecard["versions"]["data training_rows"] if scorecard else None
+
+
+def scorecard_of(home: Home, corpus: str, adapter: str) -> Mapping[str, Any]:
+    """Return the corpus's scorecard where it is that of `adapter`; else nothing."""
     file = home.report(corpus) / "scorecard.json"
-    made_with = json.loads(file.read_text("utf-8"))["versions"] if file.is_file() else {}
-    return made_with["data training_rows"] if made_with.get("adapter") == adapter else None
+    if not file.is_file():
+        return {}
+    scorecard: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return scorecard if scorecard["versions"].get("adapter") == adapter else {}
 
 
 def _as_recorded(adapter: str, trainings: Sequence[Recorded], known: Sequence[str]) -> str | None:
