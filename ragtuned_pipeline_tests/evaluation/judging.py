@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from ragtuned_pipeline.evaluation.judging.judge import DIMENSIONS
+from ragtuned_pipeline.evaluation.questions.queries import query_row
 from ragtuned_pipeline.ids import content_id
 from ragtuned_pipeline.inference.calls import Call
 from ragtuned_pipeline.tables import table
@@ -43,6 +44,34 @@ def query(number: int, scope: str = "local", **changes: Any) -> dict[str, Any]:
 
 def queries(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     return table("queries", rows)
+
+
+def held_out_wordings(
+    question: str, gold: str, count: int, right: int
+) -> tuple[pa.Table, pa.Table]:
+    """Queries on facts of their own, and the answers: the tuned model's first `right` are right,
+    and none of the base's."""
+    asked = queries(
+        [
+            query_row(
+                question_set="held_out_wording",
+                scope="local",
+                kind="local",
+                question=f"{question} {place}",
+                reference_answer=gold,
+                document_ids=[],
+                fact_id=f"fact-{place}",
+            )
+            for place in range(count)
+        ]
+    )
+    ids = asked["id"].to_pylist()
+    return asked, answers(
+        {
+            "tuned": {each: gold if n < right else "Nobody" for n, each in enumerate(ids)},
+            "base": dict.fromkeys(ids, "Nobody"),
+        }
+    )
 
 
 def answers(given: Mapping[str, Mapping[str, str]]) -> pa.Table:

@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from ragtuned_pipeline.cli import app
-from ragtuned_pipeline.evaluation.questions.queries import query_row
 from ragtuned_pipeline.evaluation.scorecard import score, write_scorecard
 from ragtuned_pipeline.orchestration import doctor
 from ragtuned_pipeline.orchestration.answering import prepared_system
@@ -34,7 +33,7 @@ from ragtuned_pipeline.settings import TuningSettings
 from ragtuned_pipeline.tables import SCHEMAS, content_hash, table
 from ragtuned_pipeline.tuning import adapter_store
 from ragtuned_pipeline.tuning.export import CannotExport
-from ragtuned_pipeline_tests.evaluation.judging import answers
+from ragtuned_pipeline_tests.evaluation.judging import held_out_wordings
 from ragtuned_pipeline_tests.tuning.adapters import random_adapter
 
 CORPUS = "letters"
@@ -110,26 +109,7 @@ def _judged(home: Home, made: Path, right: int) -> str:
     settings = TuningSettings().model_dump(mode="json")
     training = Training("key", adapter, "base-1", settings, RESULT)
     training_file(home, CORPUS, "tuned").write_text(json.dumps(asdict(training)))
-    asked = [
-        query_row(
-            question_set="held_out_wording",
-            scope="local",
-            kind="local",
-            question=f"{SECRET}? {place}",
-            reference_answer="Corvane",
-            document_ids=[],
-            fact_id=f"fact-{place}",
-        )
-        for place in range(20)
-    ]
-    queries = table("queries", asked)
-    ids = queries["id"].to_pylist()
-    given = answers(
-        {
-            "tuned": {each: "Corvane" if n < right else "Nobody" for n, each in enumerate(ids)},
-            "base": dict.fromkeys(ids, "Nobody"),
-        }
-    )
+    queries, given = held_out_wordings(f"{SECRET}?", "Corvane", 20, right)
     rows = store.read("training_rows", CORPUS)
     scorecard = score(
         corpus=CORPUS,

@@ -15,7 +15,6 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from ragtuned_pipeline.cli import app
-from ragtuned_pipeline.evaluation.questions.queries import query_row
 from ragtuned_pipeline.orchestration import promotion_history, promotions
 from ragtuned_pipeline.orchestration.assets.promotion import gate_metadata, promotion
 from ragtuned_pipeline.orchestration.display import show_results, show_status
@@ -33,7 +32,7 @@ from ragtuned_pipeline.settings import EMBEDDED_MODEL
 from ragtuned_pipeline.tables import content_hash, table
 from ragtuned_pipeline.tuning import adapter_store
 from ragtuned_pipeline_tests.conftest import own_environment
-from ragtuned_pipeline_tests.evaluation.judging import answers
+from ragtuned_pipeline_tests.evaluation.judging import held_out_wordings
 
 CORPUS, QUESTIONS = "letters", 40
 SECRET = "the Hask Dam stands at Corvane"  # a sentence of the corpus
@@ -69,28 +68,9 @@ class Corpus:
 
     def judge(self, adapter: str, right: int, loss: float) -> None:
         store = TableStore(self.home.tables)
-        queries = table(
-            "queries",
-            [
-                query_row(
-                    question_set="held_out_wording",
-                    scope="local",
-                    kind="local",
-                    question=f"{SECRET}? {place}",
-                    reference_answer="Corvane",
-                    document_ids=[],
-                    fact_id=f"fact-{place}",
-                )
-                for place in range(QUESTIONS)
-            ],
-        )
-        ids = queries["id"].to_pylist()
-        given = {
-            "tuned": {each: "Corvane" if n < right else "Nobody" for n, each in enumerate(ids)},
-            "base": dict.fromkeys(ids, "Nobody"),
-        }
+        queries, given = held_out_wordings(f"{SECRET}?", "Corvane", QUESTIONS, right)
         store.write("queries", CORPUS, queries)
-        store.write("answers", CORPUS, answers(given))
+        store.write("answers", CORPUS, given)
         scorecard = {
             "systems": {"tuned": {}, "base": {}},
             "skipped": {},
