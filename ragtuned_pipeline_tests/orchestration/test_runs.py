@@ -5,14 +5,11 @@ import signal
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import dagster as dg
-import pytest
 
 from ragtuned_pipeline.orchestration.home import Home
-from ragtuned_pipeline.orchestration.runs import alone, end_dead_runs, prepare_environment
-from ragtuned_pipeline_tests.conftest import own_environment
+from ragtuned_pipeline.orchestration.runs import alone, end_dead_runs
 
 # Claims the slot as the training step does, and is killed with it.
 KILLED = """
@@ -33,14 +30,6 @@ KILLED = """
         instance.add_dynamic_partitions("corpora", ["notes"])
         job.execute_in_process(instance=instance, partition_key="notes", tags=runs.COMMAND_LINE)
 """
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    own_environment(monkeypatch)
-    made = Home(tmp_path / "home")
-    prepare_environment(made)
-    return made
 
 
 def test_a_killed_run_is_marked_failed_and_gives_its_pool_slot_back(home: Home) -> None:

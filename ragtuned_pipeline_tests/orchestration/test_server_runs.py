@@ -22,7 +22,7 @@ from ragtuned_pipeline.orchestration.dagster_records import SERVE
 from ragtuned_pipeline.orchestration.doctor import examine
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.resources import HomeResource
-from ragtuned_pipeline.orchestration.runs import end_dead_runs, prepare_environment
+from ragtuned_pipeline.orchestration.runs import end_dead_runs
 from ragtuned_pipeline.orchestration.server_runs import (
     ADDRESS_TAG,
     keep_serving,
@@ -31,7 +31,6 @@ from ragtuned_pipeline.orchestration.server_runs import (
 )
 from ragtuned_pipeline.orchestration.serving_home import running_server
 from ragtuned_pipeline.settings import ServingSettings
-from ragtuned_pipeline_tests.conftest import own_environment
 
 # Its lock, its note and its /health are those of `ragtuned serve`.
 STAND_IN = """
@@ -75,14 +74,6 @@ WORKER = """
             instance=instance, raise_on_error=False
         )
 """
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    own_environment(monkeypatch)
-    made = Home(tmp_path / "home")
-    prepare_environment(made)
-    return made
 
 
 @pytest.fixture
