@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from pathlib import Path
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.promotion_history import Entry, history
 from ragtuned_pipeline_tests.conftest import HARBOUR
+from ragtuned_pipeline_tests.deploy.postgres import free_port
 from ragtuned_pipeline_tests.evaluation.browser import start
 
 ROOT = Path(__file__).parents[2]
@@ -135,7 +135,7 @@ def tell(living: Living) -> None:
 @contextmanager
 def dagster_dev(home: Home) -> Iterator[str]:
     """Run webserver and daemon on `home`; yield the UI's address."""
-    port = _free_port()
+    port = free_port()
     (home.folder / "dagster").mkdir()
     environment = dict(
         os.environ,
@@ -186,12 +186,6 @@ def take_pictures(address: str, folder: Path) -> None:
                 time.sleep(1)
                 browser.evaluate("0")  # keeps the connection alive
             browser.screenshot(folder / f"{name}.png")
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _await(address: str) -> None:
