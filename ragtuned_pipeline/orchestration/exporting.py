@@ -46,7 +46,6 @@ from ragtuned_pipeline.tuning.export import (
 )
 from ragtuned_pipeline.tuning.gguf import convert, find_converter
 from ragtuned_pipeline.tuning.model_card import Base, Card, Score, TableVersion, model_card
-from ragtuned_pipeline.tuning.sft import adapter_shape
 
 _CARD = "README.md"
 # What the card gives the versions of: where the adapter's rows come from, and the rows.
@@ -312,7 +311,7 @@ def _rounded(merged: Merged) -> str:
 
 
 def _card(home: Home, corpus: str, found: _Found) -> Card:
-    rank, alpha = adapter_shape(found.folder)
+    rank, alpha = adapter_store.adapter_shape(found.folder)
     scorecard = scorecard_of(home, corpus, found.content)
     numbers = kept_numbers(home, corpus).get(found.content)
     training = read_training(home, corpus, "tuned")

@@ -16,7 +16,7 @@ from ragtuned_pipeline.orchestration.home import Home, write_text
 from ragtuned_pipeline.serving.interface import Engine
 from ragtuned_pipeline.serving.promoted import PromotedAdapters
 from ragtuned_pipeline.settings import Settings, SettingsError
-from ragtuned_pipeline.tuning.adapter_store import promoted
+from ragtuned_pipeline.tuning.adapter_store import adapter_shape, promoted
 
 _LOCK_SECONDS = 1.0  # `running_server` has the lock for a moment, and is no server
 
@@ -110,12 +110,12 @@ def _engine(
 
         return LocalEngine(base_model)
     from ragtuned_pipeline.inference.vllm_server import lora_rank
-    from ragtuned_pipeline.serving.vllm_engine import VllmServing, rank_of
+    from ragtuned_pipeline.serving.vllm_engine import VllmServing
 
     ranks = []
     for each in adapters.look().adapters.values():
         with suppress(OSError, ValueError):  # load() says so, of that adapter alone
-            ranks.append(lora_rank(rank_of(each.folder)))
+            ranks.append(lora_rank(adapter_shape(each.folder)[0]))
     return VllmServing(
         base_model,
         settings.vllm,

@@ -327,7 +327,7 @@ class TeacherResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         model = settings.tuning.base_model
         if settings.evaluation.engine == "vllm":
             from ragtuned_pipeline.inference.vllm_engine import VllmEngine
-            from ragtuned_pipeline.tuning.sft import adapter_shape
+            from ragtuned_pipeline.tuning.adapter_store import adapter_shape
 
             # One of an earlier setting may have a higher rank.
             rank = max(settings.tuning.rank, adapter_shape(adapter)[0] if adapter else 0)

@@ -19,6 +19,7 @@ from ragtuned_pipeline.inference.vllm_server import VllmServer, lora_rank
 from ragtuned_pipeline.serving.interface import Body, NeedsRestart, Refused
 from ragtuned_pipeline.serving.to_the_end import to_the_end
 from ragtuned_pipeline.settings import VllmSettings
+from ragtuned_pipeline.tuning.adapter_store import adapter_shape
 
 if TYPE_CHECKING:
     import httpx2
@@ -94,7 +95,7 @@ class VllmServing:
         import httpx2
 
         try:
-            rank = lora_rank(rank_of(folder))
+            rank = lora_rank(adapter_shape(folder)[0])
         except (OSError, ValueError) as error:
             raise Refused(500, f"{folder}: {error}") from None
         try:
@@ -231,19 +232,6 @@ class VllmServing:
     def _lost(self, error: httpx2.HTTPError) -> Refused:
         reason = self.why_ended() or f"vLLM cannot be reached ({type(error).__name__})"
         return Refused(503, reason, retry_after=_RETRY_AFTER)
-
-
-def rank_of(folder: Path) -> int:
-    """Return the LoRA rank of the adapter in `folder`.
-
-    Raises:
-        OSError, ValueError: its adapter_config.json is missing, or says none.
-    """
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    rank = config.get("r") if isinstance(config, dict) else None
-    if not isinstance(rank, int):
-        raise ValueError("adapter_config.json says no rank")
-    return rank
 
 
 async def _chunks(reply: httpx2.Response) -> AsyncGenerator[dict[str, Any], None]:

@@ -174,6 +174,18 @@ def content_of(folder: Path) -> str:
     return _content_hash(folder / _WEIGHTS, *texts)
 
 
+def adapter_shape(folder: Path) -> tuple[int, int]:
+    """Return the LoRA rank and alpha of the adapter in a folder.
+
+    Raises:
+        OSError, ValueError: its adapter_config.json is missing, or says none.
+    """
+    match json.loads((folder / _CONFIG).read_text(encoding="utf-8")):
+        case {"r": int(rank), "lora_alpha": int(alpha)}:
+            return rank, alpha
+    raise ValueError(f"{_CONFIG} says no rank and alpha")
+
+
 def check_base(folder: Path, base_model: str) -> None:
     """Raises AdapterError where the adapter belongs to another base model."""
     made_with = json.loads((folder / _BASE).read_text(encoding="utf-8"))

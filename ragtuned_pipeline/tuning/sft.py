@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from ragtuned_pipeline.settings import SettingsError, TuningSettings
 from ragtuned_pipeline.tuning import early_stopping
+from ragtuned_pipeline.tuning.adapter_store import adapter_shape
 from ragtuned_pipeline.tuning.answer_trainer import trainer_class
 from ragtuned_pipeline.tuning.base_models import (
     ChatRow,
@@ -120,12 +121,6 @@ class TrainResult:
     held_out_losses: list[tuple[int, float]]
     held_out_accuracies: list[tuple[int, float]]
     best_held_out_loss: float | None
-
-
-def adapter_shape(adapter: Path) -> tuple[int, int]:
-    """Return the rank and alpha of the adapter in a folder."""
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    return config["r"], config["lora_alpha"]
 
 
 def refuse_settings(settings: TuningSettings) -> None:

@@ -19,7 +19,7 @@ from ragtuned_pipeline.ids import content_id, seeded_int
 from ragtuned_pipeline.settings import TuningSettings
 from ragtuned_pipeline.synthesis.facts import LOCAL
 from ragtuned_pipeline.synthesis.local import PASSAGE_GENERATOR
-from ragtuned_pipeline.tuning.sft import adapter_shape
+from ragtuned_pipeline.tuning.adapter_store import adapter_shape
 
 # What an adapter has learned, one row a training row, without its text: `prompt` and `answer` are
 # hashes, `content` is one of the system message and both. `statement`: one of `statements`, when it

@@ -133,7 +133,7 @@ def new_adapter(
     made = adapters.parent / "made" / corpus
     made.mkdir(parents=True, exist_ok=True)
     (made / "adapter_model.safetensors").write_text(f"{corpus} {weights}", encoding="utf-8")
-    config = {"r": rank, "peft_type": "LORA"}
+    config = {"r": rank, "lora_alpha": 2 * rank, "peft_type": "LORA"}
     (made / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     return adapter_store.store(made, adapters, corpus, base_model)
 

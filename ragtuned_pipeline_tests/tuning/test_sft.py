@@ -12,13 +12,13 @@ from safetensors.numpy import load_file
 from ragtuned_pipeline.inference.engine import chat
 from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 from ragtuned_pipeline.settings import SettingsError, TuningSettings
+from ragtuned_pipeline.tuning.adapter_store import adapter_shape
 from ragtuned_pipeline.tuning.base_models import TokenRow
 from ragtuned_pipeline.tuning.epochs import Plan
 from ragtuned_pipeline.tuning.ranks import Ranks
 from ragtuned_pipeline.tuning.sft import (
     TrainResult,
     _forget_other_runs,
-    adapter_shape,
     train,
 )
 from ragtuned_pipeline_tests.tuning.conftest import FACTS, FRAMES, HELD_OUT, rows, write_rows
