@@ -19,6 +19,17 @@ class RunFailed(RuntimeError):
     """A run ended early, or could not begin; the message is its reason."""
 
 
+def taken(handle: IO[str]) -> bool:
+    """Lock a file; return False, at once, where another process has it locked."""
+    return _locked(handle, fcntl.LOCK_EX)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process has the file locked."""
+    with lock.open() as handle:
+        return not _locked(handle, fcntl.LOCK_SH)
+
+
 @contextmanager
 def alone(home: Home, corpus: str) -> Iterator[None]:
     """Hold the corpus's lock; it is freed when the process ends, however it ends.
@@ -27,7 +38,7 @@ def alone(home: Home, corpus: str) -> Iterator[None]:
         RunFailed: another process holds it.
     """
     with _lock_file(home, corpus).open("w") as handle:
-        if not _taken(handle):
+        if not taken(handle):
             raise RunFailed(f"another run of corpus {corpus!r} is going on; wait for it to end")
         with _noted(_lock_file(home, corpus)):
             yield
@@ -38,7 +49,7 @@ def alone_serving(home: Home) -> Iterator[None]:
     """As `alone`, for the run that serves the home."""
     home.folder.mkdir(parents=True, exist_ok=True)
     with (home.folder / "serving.run.lock").open("w") as handle:
-        if not _taken(handle):
+        if not taken(handle):
             raise RunFailed(f"another run serves {home.folder}; terminate it first")
         yield
 
@@ -54,7 +65,7 @@ def wait_alone(home: Home, corpus: str, say_so: Callable[[], None]) -> Iterator[
         yield
         return
     with file.open("w") as handle:
-        if not _taken(handle):
+        if not taken(handle):
             say_so()
             fcntl.flock(handle, fcntl.LOCK_EX)
         with _noted(file):
@@ -75,9 +86,9 @@ def _lock_file(home: Home, corpus: str) -> Path:
     return home.corpora / f".{corpus}.lock"
 
 
-def _taken(handle: IO[str]) -> bool:
+def _locked(handle: IO[str], kind: int) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

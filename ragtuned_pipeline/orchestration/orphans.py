@@ -6,7 +6,6 @@ or the trainer hangs, it would keep the GPU and its folder for ever.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import time
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ragtuned_pipeline.orchestration.home import Home
-from ragtuned_pipeline.orchestration.locks import RunFailed
+from ragtuned_pipeline.orchestration.locks import RunFailed, is_held
 from ragtuned_pipeline.tuning.launch import SECONDS_TO_SAVE
 
 _SECONDS_TO_DIE = 5.0
@@ -36,7 +35,7 @@ def trainers_at_work(home: Home, corpus: str) -> list[Trainer]:
     Whoever holds the corpus's lock while they work is no run of theirs: they are orphans.
     """
     locks = sorted((home.folder / "training" / corpus).glob("*/lock"))
-    return [Trainer(lock.parent, _owner(lock)) for lock in locks if _is_held(lock)]
+    return [Trainer(lock.parent, _owner(lock)) for lock in locks if is_held(lock)]
 
 
 def stop_orphan_trainers(home: Home, corpus: str) -> list[Trainer]:
@@ -67,20 +66,11 @@ def _stop(trainer: Trainer) -> None:
             break
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if not _is_held(lock):
+            if not is_held(lock):
                 return
             time.sleep(_LOOK_EVERY)
     who = f"process {trainer.pid}" if trainer.pid else "a process of another machine or container"
     raise RunFailed(f"a trainer without a run works in {trainer.folder} ({who}): stop it")
-
-
-def _is_held(lock: Path) -> bool:
-    with lock.open() as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _owner(lock: Path) -> int | None:

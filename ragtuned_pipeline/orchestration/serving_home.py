@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ragtuned_pipeline.inference.gpu_turn import GpuTurn
 from ragtuned_pipeline.orchestration.home import Home, write_text
+from ragtuned_pipeline.orchestration.locks import is_held, taken
 from ragtuned_pipeline.serving.interface import Engine
 from ragtuned_pipeline.serving.promoted import PromotedAdapters
 from ragtuned_pipeline.settings import Settings, SettingsError
@@ -88,14 +88,7 @@ def base_model_of(home: Home, corpora: Collection[str], otherwise: str) -> str:
 def running_server(home: Home) -> dict[str, Any] | None:
     """Return address, pid, engine and base_model of the server of a home; None where none runs."""
     lock = _lock_file(home)
-    if not lock.is_file():
-        return None
-    with lock.open() as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _read_note(home)
-    return None
+    return _read_note(home) if lock.is_file() and is_held(lock) else None
 
 
 def _engine(
@@ -155,7 +148,7 @@ def _alone(home: Home) -> Iterator[None]:
     home.folder.mkdir(parents=True, exist_ok=True)
     with _lock_file(home).open("w") as handle:
         deadline = time.monotonic() + _LOCK_SECONDS
-        while not _locked(handle):
+        while not taken(handle):
             if time.monotonic() > deadline:
                 other = _read_note(home)
                 where = f"at {other['address']}, process {other['pid']}" if other else "starting"
@@ -163,14 +156,6 @@ def _alone(home: Home) -> Iterator[None]:
             time.sleep(_LOCK_SECONDS / 20)
         _note_file(home).unlink(missing_ok=True)  # of a server that was killed
         yield
-
-
-def _locked(handle: IO[str]) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager

@@ -137,5 +137,5 @@ def test_an_adapter_of_another_base_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", ["{", "[]", "{}", '{"r": 8}', '{"r": "8", "lora_alpha": 16}'])
 def test_an_adapter_without_a_shape_is_told(tmp_path: Path, config: str) -> None:
     (tmp_path / "adapter_config.json").write_text(config, encoding="utf-8")
-    with pytest.raises(ValueError, match="adapter_config.json says no rank|Expecting property"):
+    with pytest.raises(ValueError, match=r"adapter_config\.json says no rank|Expecting property"):
         adapter_shape(tmp_path)
