@@ -27,6 +27,12 @@ _GRACE_SECONDS = 10.0  # for the command itself
 _REST_SECONDS = 5.0  # for what it leaves behind
 
 
+def supervised(command: Sequence[str]) -> list[str]:
+    """Return the command line that runs `command` for this process; start it in a session of its
+    own."""
+    return [sys.executable, "-m", __name__, str(os.getpid()), *command]
+
+
 def main(owner: int, command: Sequence[str]) -> int:
     """Return the exit status of `command`; minus a signal's number where that ended it."""
     told_to_stop: list[int] = []

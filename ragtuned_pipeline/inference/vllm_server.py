@@ -27,6 +27,7 @@ from ragtuned_pipeline.inference.base_models import identity, resolve, settled_t
 from ragtuned_pipeline.inference.calls import TeacherStopped
 from ragtuned_pipeline.inference.gpu_turn import LOOK_EVERY, GpuTurn
 from ragtuned_pipeline.inference.openai_backend import OpenAIBackend
+from ragtuned_pipeline.inference.supervisor import supervised
 from ragtuned_pipeline.inference.vllm_adapters import AdapterNotTaken, load_adapter
 from ragtuned_pipeline.settings import SettingsError, TeacherSettings, VllmSettings
 
@@ -135,10 +136,7 @@ class VllmServer:
         with new.open("wb") as output:
             new.replace(log)
             self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "ragtuned_pipeline.inference.supervisor"),
-                    *(str(os.getpid()), *command, *listening),
-                ],
+                supervised([*command, *listening]),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -18,6 +18,7 @@ from typing import Any
 
 import dagster as dg
 
+from ragtuned_pipeline.inference.supervisor import supervised
 from ragtuned_pipeline.orchestration.dagster_records import SERVE, dead_server_runs, end_run
 from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.locks import alone_serving
@@ -158,9 +159,8 @@ class _Server:
 @contextmanager
 def _started(command: Sequence[str]) -> Iterator[_Server]:
     """Yield the server, which ends with the block, and with this process however that ends."""
-    supervisor = [sys.executable, "-m", "ragtuned_pipeline.inference.supervisor", str(os.getpid())]
     process = subprocess.Popen(
-        [*supervisor, *command],
+        supervised(command),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
