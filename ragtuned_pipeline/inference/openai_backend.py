@@ -124,7 +124,7 @@ class OpenAIBackend:
 
     def _failure(self, status: int, headers: Mapping[str, str], body: bytes) -> RequestFailed:
         settings = self._settings
-        code, parameter, words = _error(body)
+        code, parameter, words = read_error(body)
         said = f"{settings.address} answered {status}: {self._without_key(words)}"
         if status == 404 or 300 <= status < 400:
             return _refused(
@@ -205,21 +205,8 @@ def retry_after(value: str | None) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def _is_address(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        # Reading the port checks it.
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-
-
-def _refused(reason: str) -> RequestFailed:
-    return RequestFailed(reason, again=False, refused=True)
-
-
-def _error(body: bytes) -> tuple[str, str, str]:
-    """Return code, parameter and message of an error body; the code "" where it has none."""
+def read_error(body: bytes) -> tuple[str, str, str]:
+    """Return code, parameter and message of an error body; "" for what it has not."""
     text = body.decode("utf-8", "replace")
     try:
         error = json.loads(text)
@@ -231,6 +218,19 @@ def _error(body: bytes) -> tuple[str, str, str]:
         return "", "", text.strip()[:_SHOWN]
     words = str(error.get("message", text.strip()))[:_SHOWN]
     return str(error.get("code") or ""), str(error.get("param") or ""), words
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        # Reading the port checks it.
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _refused(reason: str) -> RequestFailed:
+    return RequestFailed(reason, again=False, refused=True)
 
 
 def _read(body: bytes, request: Request) -> RawReply:

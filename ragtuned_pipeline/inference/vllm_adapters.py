@@ -10,10 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ragtuned_pipeline.inference.openai_backend import read_error
+
 if TYPE_CHECKING:
     import httpx2
 
-_SHOWN = 300  # characters of the server's words in an error
 _ALREADY = "has already been loaded"
 
 
@@ -57,9 +58,6 @@ async def unload_adapter(client: httpx2.AsyncClient, address: str, name: str) ->
 
 
 def server_words(reply: httpx2.Response) -> str:
-    """Return why the server says no, from a body of OpenAI's shape or of any other."""
-    try:
-        words = reply.json()["error"]["message"]
-    except (ValueError, LookupError, TypeError):
-        words = reply.text
-    return f"{words}".strip()[:_SHOWN] or f"status {reply.status_code}"
+    """Return why the server says no."""
+    _, _, words = read_error(reply.content)
+    return words or f"status {reply.status_code}"

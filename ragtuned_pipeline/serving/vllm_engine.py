@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragtuned_pipeline.inference.base_models import identity
+from ragtuned_pipeline.inference.openai_backend import read_error
 from ragtuned_pipeline.inference.vllm_adapters import (
     AdapterNotTaken,
     load_adapter,
@@ -206,7 +207,8 @@ class VllmServing:
         await reply.aread()
         if (ended := self.why_ended()) is not None:
             raise Refused(503, ended, retry_after=_RETRY_AFTER)
-        raise Refused(reply.status_code, server_words(reply), _parameter(reply))
+        _, parameter, _ = read_error(reply.content)
+        raise Refused(reply.status_code, server_words(reply), parameter or None)
 
     async def _send(self, body: dict[str, Any], stream: bool) -> httpx2.Response:
         """Post the body; again where the connection breaks: an answer has no effect but itself."""
@@ -245,11 +247,3 @@ async def _chunks(reply: httpx2.Response) -> AsyncGenerator[dict[str, Any], None
         for line in lines:
             if line.startswith(_DATA) and line.rstrip() != _END:
                 yield json.loads(line.removeprefix(_DATA))
-
-
-def _parameter(reply: httpx2.Response) -> str | None:
-    try:
-        named = reply.json()["error"]["param"]
-    except (ValueError, LookupError, TypeError):
-        return None
-    return named if isinstance(named, str) else None
