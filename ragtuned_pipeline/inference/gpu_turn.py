@@ -15,8 +15,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -45,7 +44,7 @@ def gpu_present() -> bool:
 
 
 class GpuTurn:
-    """One user of the GPU.
+    """One user of the GPU; in a `with`, what it has or waits for is released at the end.
 
     Args:
         folder: the home.
@@ -60,6 +59,12 @@ class GpuTurn:
         self._present = gpu_present() if present is None else present
         self._mine = False
         self._place: IO[str] | None = None  # this user is next
+
+    def __enter__(self) -> GpuTurn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     @property
     def held(self) -> bool:
@@ -173,19 +178,6 @@ class GpuTurn:
         if self._place is not None:
             self._place.close()
             self._place = None
-
-
-@contextmanager
-def wait_for_gpu(
-    folder: Path, purpose: str, on_wait: Callable[[str], None], present: bool | None = None
-) -> Iterator[None]:
-    """Have the GPU's turn while the block runs; arguments as of GpuTurn and its wait()."""
-    turn = GpuTurn(folder, purpose, present)
-    try:
-        turn.wait(on_wait)
-        yield
-    finally:
-        turn.release()
 
 
 def _locked(path: Path, kind: int) -> IO[str] | None:

@@ -204,8 +204,7 @@ def answering_key(settings: Settings) -> dict[str, Any]:
 
 @contextmanager
 def _gpu(home: Home, corpus: str, on_wait: Callable[[str], None] | None) -> Iterator[None]:
-    turn = GpuTurn(home.folder, f"answers about corpus {corpus!r}")
-    try:
+    with GpuTurn(home.folder, f"answers about corpus {corpus!r}") as turn:
         if on_wait is not None:
             turn.wait(on_wait)
         elif not turn.try_take():
@@ -215,8 +214,6 @@ def _gpu(home: Home, corpus: str, on_wait: Callable[[str], None] | None) -> Iter
                 "ask that"
             )
         yield
-    finally:
-        turn.release()
 
 
 class CannotAnswer(ValueError):

@@ -11,17 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from ragtuned_pipeline.inference.gpu_turn import GpuTurn, gpu_present, wait_for_gpu
+from ragtuned_pipeline.inference.gpu_turn import GpuTurn, gpu_present
 from ragtuned_pipeline_tests.deadline import with_deadline
 
 _STEPS = """
 import os, sys, time
 from pathlib import Path
-from ragtuned_pipeline.inference.gpu_turn import wait_for_gpu
+from ragtuned_pipeline.inference.gpu_turn import GpuTurn
 
 home, name = Path(sys.argv[1]), sys.argv[2]
 for _ in range(6):
-    with wait_for_gpu(home, name, lambda _: None, present=True):
+    with GpuTurn(home, name, present=True) as turn:
+        turn.wait(lambda _: None)
         os.close(os.open(home / "in use", os.O_CREAT | os.O_EXCL))
         time.sleep(0.002)
         (home / "in use").unlink()
@@ -149,7 +150,8 @@ def test_a_step_that_has_the_turn_shares_it_with_what_it_calls(
 ) -> None:
     outer = GpuTurn(tmp_path, "the run", present=True)
     assert outer.attempt()
-    with wait_for_gpu(tmp_path, "its training", pytest.fail, present=True):
+    with GpuTurn(tmp_path, "its training", present=True) as inner:
+        inner.wait(pytest.fail)
         outer.release()
         waiter = start(_HOLDER, str(tmp_path))
         assert _said(waiter) == "waits"  # the training still has it
@@ -188,7 +190,8 @@ def test_without_a_gpu_there_is_nothing_to_wait_for_and_no_file(tmp_path: Path) 
     for turn in turns:
         turn.release()
         assert not turn.held
-    with wait_for_gpu(tmp_path, "a step", pytest.fail, present=False):
+    with GpuTurn(tmp_path, "a step", present=False) as turn:
+        turn.wait(pytest.fail)
         assert not list(tmp_path.iterdir())
 
 

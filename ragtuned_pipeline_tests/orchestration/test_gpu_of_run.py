@@ -46,11 +46,12 @@ from ragtuned_pipeline_tests.vllm_stand_in import alive, started
 WAITS = """
 import sys
 from pathlib import Path
-from ragtuned_pipeline.inference.gpu_turn import wait_for_gpu
+from ragtuned_pipeline.inference.gpu_turn import GpuTurn
 
 home = Path(sys.argv[1])
 say = lambda reason: print(reason, flush=True)
-with wait_for_gpu(home, "a training", say, present=True):
+with GpuTurn(home, "a training", present=True) as turn:
+    turn.wait(say)
     say("in use by two" if (home / "in use").exists() else "has it")
     sys.stdin.readline()
 """

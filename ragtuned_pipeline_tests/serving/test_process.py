@@ -43,9 +43,10 @@ MESSAGES = [{"role": "user", "content": "Which are you?"}]
 TRAINING = """
 import sys
 from pathlib import Path
-from ragtuned_pipeline.inference.gpu_turn import wait_for_gpu
+from ragtuned_pipeline.inference.gpu_turn import GpuTurn
 
-with wait_for_gpu(Path(sys.argv[1]), "a run of corpus 'news'", lambda _: None, present=True):
+with GpuTurn(Path(sys.argv[1]), "a run of corpus 'news'", present=True) as turn:
+    turn.wait(lambda _: None)
     print("has it", flush=True)
     sys.stdin.read()
 """
