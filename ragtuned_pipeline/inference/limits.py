@@ -11,8 +11,14 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
-from tenacity import RetryCallState, wait_exponential_jitter
+from tenacity import (
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
 
 from ragtuned_pipeline.inference.backend import RequestFailed
 from ragtuned_pipeline.inference.completions import Usage
@@ -43,6 +49,17 @@ class Backoff:
         if isinstance(error, RequestFailed):
             return max(self._longer(state), error.after or 0.0)
         return 0.0
+
+
+def retry_options(most: int, backoff: Backoff) -> dict[str, Any]:
+    """Return tenacity's arguments for requests that are sent `most` times at most, again where
+    that may help; the last failure is raised."""
+    return {
+        "stop": stop_after_attempt(most),
+        "wait": backoff,
+        "retry": retry_if_exception(lambda e: isinstance(e, RequestFailed) and e.again),
+        "reraise": True,
+    }
 
 
 class Pace:

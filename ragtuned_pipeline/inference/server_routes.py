@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from tenacity import Retrying, retry_if_exception, stop_after_attempt
+from tenacity import Retrying
 
 from ragtuned_pipeline.inference.backend import RequestFailed
 from ragtuned_pipeline.inference.calls import TeacherStopped
-from ragtuned_pipeline.inference.limits import Backoff
+from ragtuned_pipeline.inference.limits import Backoff, retry_options
 from ragtuned_pipeline.inference.openai_backend import api_key, client_options, told_by_status
 from ragtuned_pipeline.settings import TeacherSettings
 
@@ -64,12 +64,7 @@ def post_all(
     if not bodies:
         return []
     key = api_key(settings)
-    retrying = Retrying(
-        stop=stop_after_attempt(settings.max_attempts),
-        wait=Backoff(backoff_seconds),
-        retry=retry_if_exception(lambda e: isinstance(e, RequestFailed) and e.again),
-        reraise=True,
-    )
+    retrying = Retrying(**retry_options(settings.max_attempts, Backoff(backoff_seconds)))
     with (
         httpx2.Client(**client_options(settings, key), timeout=settings.timeout_seconds) as client,
         ThreadPoolExecutor(min(settings.concurrency, len(bodies))) as pool,

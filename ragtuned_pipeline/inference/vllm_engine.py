@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
+from tenacity import AsyncRetrying
 
 from ragtuned_pipeline.inference.backend import RawReply, Request, RequestFailed
 from ragtuned_pipeline.inference.calls import TeacherStopped
 from ragtuned_pipeline.inference.engine import Message, Reply
-from ragtuned_pipeline.inference.limits import Backoff
+from ragtuned_pipeline.inference.limits import Backoff, retry_options
 from ragtuned_pipeline.inference.vllm_server import ManagedVllm, ServedModel
 from ragtuned_pipeline.settings import TeacherSettings
 
@@ -98,10 +98,7 @@ class VllmEngine:
     ) -> RawReply:
         request = Request(conversation, "", None, max_tokens, 0.0, self._settings.seed)
         async for attempt in AsyncRetrying(
-            stop=stop_after_attempt(self._settings.max_attempts),
-            wait=self._backoff,
-            retry=retry_if_exception(lambda e: isinstance(e, RequestFailed) and e.again),
-            reraise=True,
+            **retry_options(self._settings.max_attempts, self._backoff)
         ):
             with attempt:
                 return await model.reply(request)
