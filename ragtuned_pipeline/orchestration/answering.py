@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -244,6 +244,7 @@ def prepared_system(
     if system not in SYSTEMS:
         raise SettingsError(f"--system {system}: choose one of {', '.join(SYSTEMS)}")
     spec, store, settings = SYSTEMS[system], TableStore(home.tables), home.settings(corpus)
+    base_model = settings.tuning.base_model
     names = ["documents", *spec.tables]
     if missing := [name for name in names if not store.exists(name, corpus)]:
         raise CannotAnswer(
@@ -252,7 +253,6 @@ def prepared_system(
     adapter = None
     if spec.uses_adapter:
         try:
-            base_model = settings.tuning.base_model
             adapter = (
                 current(home.adapters, corpus, base_model)
                 if content is None
@@ -266,12 +266,11 @@ def prepared_system(
     def open_engine(folder: Path | None, batch_size: int) -> Iterator[ChatEngine]:
         from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 
-        with _gpu(home, corpus, on_wait):
-            engine = TransformersEngine(settings.tuning.base_model, folder, batch_size)
-            try:
-                yield engine
-            finally:
-                engine.close()
+        with (
+            _gpu(home, corpus, on_wait),
+            closing(TransformersEngine(base_model, folder, batch_size)) as engine,
+        ):
+            yield engine
 
     with _setup(tables, settings, adapter, open_engine, None) as setup:
         prepared = spec.prepare(setup)

@@ -6,7 +6,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -337,12 +337,11 @@ class TeacherResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             return
         from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 
-        with self.alone(context, home):
-            engine = TransformersEngine(model, adapter, batch_size)
-            try:
-                yield engine
-            finally:
-                engine.close()
+        with (
+            self.alone(context, home),
+            closing(TransformersEngine(model, adapter, batch_size)) as engine,
+        ):
+            yield engine
 
     @contextmanager
     def base(
