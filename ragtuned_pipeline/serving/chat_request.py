@@ -72,6 +72,27 @@ class ChatRequest(BaseModel):
     def _listed(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @classmethod
+    def of(cls, body: Body) -> ChatRequest:
+        """Return the request in `body`.
+
+        Raises:
+            Refused: 400, naming the parameter that has a wrong value, or that this engine cannot
+                meet: one that is passed over would give an answer other than the one that was
+                asked for.
+        """
+        given = {name: value for name, value in body.items() if value is not None}
+        for name in given.keys() - cls.model_fields.keys() - _READ_ELSEWHERE:
+            if given[name] not in _ASKS_NOTHING.get(name, ()):
+                reason = f"the parameter {name} cannot be met by serving.engine = transformers"
+                raise Refused(400, reason, name)
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise Refused(400, f"{where}: {first['msg']}", str(first["loc"][0])) from None
+
     @property
     def conversation(self) -> list[Message]:
         return [message.plain() for message in self.messages]
@@ -80,24 +101,3 @@ class ChatRequest(BaseModel):
     def most(self) -> int | None:
         """Tokens of the answer at most; None is as many as the model's context holds."""
         return self.max_completion_tokens or self.max_tokens
-
-
-def read_request(body: Body) -> ChatRequest:
-    """Return the request in `body`.
-
-    Raises:
-        Refused: 400, naming the parameter that has a wrong value, or that this engine cannot meet:
-            one that is passed over would give an answer other than the one that was asked for.
-    """
-    given = {name: value for name, value in body.items() if value is not None}
-    for name in given.keys() - ChatRequest.model_fields.keys() - _READ_ELSEWHERE:
-        if given[name] not in _ASKS_NOTHING.get(name, ()):
-            raise Refused(
-                400, f"the parameter {name} cannot be met by serving.engine = transformers", name
-            )
-    try:
-        return ChatRequest.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise Refused(400, f"{where}: {first['msg']}", str(first["loc"][0])) from None

@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from ragtuned_pipeline.serving.chat_request import read_request
+from ragtuned_pipeline.serving.chat_request import ChatRequest
 from ragtuned_pipeline.serving.interface import Body, Refused
 from ragtuned_pipeline.serving.local_worker import PLACES, Answer, Piece, Worker
 from ragtuned_pipeline.serving.to_the_end import to_the_end
@@ -131,7 +131,7 @@ class LocalEngine:
 
     async def _ask(self, adapter: str, body: Body) -> tuple[Answer, Callable[[], Awaitable[Piece]]]:
         """Return an answer that is on its way, and what waits for its next piece."""
-        request = read_request(body)
+        request = ChatRequest.of(body)
         worker = self._at_work()
         prompt = await asyncio.to_thread(worker.read_prompt, request)
         loop, pieces = asyncio.get_running_loop(), asyncio.Queue[Piece | Refused]()

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PLACES = 16  # answers written at once
-_COLDEST = (
-    1e-5  # a temperature below it is greedy: as good as, and logits over 1e-50 are no numbers
-)
+# A temperature below it is greedy: as good as, and logits over 1e-50 are no numbers.
+_COLDEST = 1e-5
 _RETRY_AFTER = 5.0
 _PREFILLED = 512  # tokens of prompts read between two steps, so that running answers go on
 

@@ -6,21 +6,21 @@ from typing import Any
 
 import pytest
 
-from ragtuned_pipeline.serving.chat_request import read_request
+from ragtuned_pipeline.serving.chat_request import ChatRequest
 from ragtuned_pipeline.serving.interface import Refused
 
 ASKED = [{"role": "user", "content": "Who?"}]
 
 
 def test_a_plain_request_is_greedy() -> None:
-    request = read_request({"messages": ASKED, "max_tokens": 7, "stop": "\n"})
+    request = ChatRequest.of({"messages": ASKED, "max_tokens": 7, "stop": "\n"})
     assert (request.temperature, request.most, request.stop) == (0.0, 7, ("\n",))
     assert request.conversation == ASKED
 
 
 def test_the_newer_name_of_max_tokens_wins() -> None:
     body = {"messages": ASKED, "max_tokens": 512, "max_completion_tokens": 5}
-    assert read_request(body).most == 5
+    assert ChatRequest.of(body).most == 5
 
 
 def test_content_may_come_in_parts() -> None:
@@ -31,7 +31,7 @@ def test_content_may_come_in_parts() -> None:
             {"role": "user", "content": parts, "name": "ann"},
         ]
     }
-    assert read_request(body).conversation == [
+    assert ChatRequest.of(body).conversation == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Who?"},
     ]
@@ -51,7 +51,7 @@ def test_content_may_come_in_parts() -> None:
     ],
 )
 def test_what_asks_for_nothing_is_let_be(asks_nothing: dict[str, Any]) -> None:
-    assert read_request({"messages": ASKED, **asks_nothing}).conversation == ASKED
+    assert ChatRequest.of({"messages": ASKED, **asks_nothing}).conversation == ASKED
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,6 @@ def test_what_asks_for_nothing_is_let_be(asks_nothing: dict[str, Any]) -> None:
 )
 def test_what_cannot_be_met_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(Refused) as refused:
-        read_request({"messages": ASKED, name: value})
+        ChatRequest.of({"messages": ASKED, name: value})
     assert (refused.value.status, refused.value.parameter) == (400, name)
     assert name in refused.value.message
