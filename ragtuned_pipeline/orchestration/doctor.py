@@ -407,7 +407,7 @@ def _adapters(home: Home, corpus: str) -> Iterator[_Defect]:
     except past.PromotionError as error:
         yield _Defect(str(error), "until then nothing is promoted or rolled back")
         return
-    link = folder / "current"
+    link = adapter_store.current_link(home.adapters, corpus)
     answers = link.readlink().name if link.is_symlink() else None
     if answers is not None and (answers in damaged or not link.is_dir()):
         why = damaged.get(answers, "it is gone")
@@ -479,7 +479,7 @@ def _end(header: Any) -> int:
 def _let_answer(home: Home, corpus: str, damaged: str, adapter: str | None) -> None:
     with past.locked(home, corpus) as entries:
         if adapter is None:
-            (home.adapters / corpus / "current").unlink()
+            adapter_store.current_link(home.adapters, corpus).unlink()
         else:
             entry = past.Entry(
                 what="promoted by hand",

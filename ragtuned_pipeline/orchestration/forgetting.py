@@ -519,7 +519,8 @@ def _delete(home: Home, corpus: str, forgetting: Forgetting, notes: list[str]) -
                 "command goes on"
             ) from None
     adapters = home.adapters / corpus
-    remove(adapters / "current")  # a copy of the home that followed links made a folder of it
+    # A copy of the home that followed links made a folder of it.
+    remove(adapter_store.current_link(home.adapters, corpus))
     counts = {
         "files": len(forgetting.files),
         "adapters": len(adapter_store.stored(home.adapters, corpus)),

@@ -8,7 +8,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ragtuned_pipeline.tuning.adapter_store import AdapterError, check_base, is_link_lost
+from ragtuned_pipeline.tuning.adapter_store import (
+    AdapterError,
+    check_base,
+    current_link,
+    is_link_lost,
+)
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,11 @@ class PromotedAdapters:
                 found = self._one(corpus)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 # It stops no other, and what was served goes on.
-                reason = f"{type(error).__name__}: {error}"
-                wanted.unserved[corpus] = f"{self._link(corpus)} cannot be read ({reason})"
+                link, reason = (
+                    current_link(self._adapters, corpus),
+                    f"{type(error).__name__}: {error}",
+                )
+                wanted.unserved[corpus] = f"{link} cannot be read ({reason})"
                 _, found = self._seen.get(corpus, ("", ""))
             if isinstance(found, Promoted):
                 wanted.adapters[corpus] = found
@@ -75,7 +83,7 @@ class PromotedAdapters:
         Raises:
             OSError, ValueError, KeyError, TypeError: it cannot be read, now or at all.
         """
-        link = self._link(corpus)
+        link = current_link(self._adapters, corpus)
         try:
             target = os.readlink(link)
         except OSError as error:
@@ -96,6 +104,3 @@ class PromotedAdapters:
             found = str(error)
         self._seen[corpus] = target, found
         return found
-
-    def _link(self, corpus: str) -> Path:
-        return self._adapters / corpus / "current"

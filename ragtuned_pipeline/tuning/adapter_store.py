@@ -88,7 +88,7 @@ def current(adapters: Path, corpus: str, base_model: str) -> Path:
     Raises:
         AdapterError: none is promoted, or it belongs to another base model.
     """
-    link = adapters / corpus / _CURRENT
+    link = current_link(adapters, corpus)
     if not link.is_dir():
         raise AdapterError(f"corpus {corpus} has no promoted adapter; run `ragtuned run` first")
     folder = link.resolve()
@@ -96,9 +96,14 @@ def current(adapters: Path, corpus: str, base_model: str) -> Path:
     return folder
 
 
+def current_link(adapters: Path, corpus: str) -> Path:
+    """Return where the link to the promoted adapter is, or would be."""
+    return adapters / corpus / _CURRENT
+
+
 def promoted(adapters: Path, corpus: str) -> str | None:
     """Return the content hash of the promoted adapter, whatever its base model; None without."""
-    link = adapters / corpus / _CURRENT
+    link = current_link(adapters, corpus)
     return link.resolve().name if link.is_symlink() and link.is_dir() else None
 
 
@@ -144,7 +149,7 @@ def promote(adapters: Path, corpus: str, content: str) -> None:
 
 def is_link_lost(adapters: Path, corpus: str) -> bool:
     """Whether a folder has the link's place: a copy of the home that followed links made it."""
-    link = adapters / corpus / _CURRENT
+    link = current_link(adapters, corpus)
     return link.is_dir() and not link.is_symlink()
 
 

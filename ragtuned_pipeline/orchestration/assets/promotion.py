@@ -10,6 +10,7 @@ from ragtuned_pipeline.orchestration.io import markdown_table
 from ragtuned_pipeline.orchestration.partitions import corpora
 from ragtuned_pipeline.orchestration.resources import HomeResource
 from ragtuned_pipeline.orchestration.steps import OWNER, UserError, code_version
+from ragtuned_pipeline.tuning import adapter_store
 
 if TYPE_CHECKING:
     from ragtuned_pipeline.orchestration.gate import Verdict
@@ -60,7 +61,9 @@ def promotion(
         asset_key="promoted_adapter",
         data_version=dg.DataVersion(outcome.adapter),
         metadata={
-            "adapter": dg.MetadataValue.path(str(place.adapters / corpus / "current")),
+            "adapter": dg.MetadataValue.path(
+                str(adapter_store.current_link(place.adapters, corpus))
+            ),
             **gate_metadata(outcome.verdict),
             **history_metadata(outcome.history),
         },
