@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import sqlite3
 import sys
@@ -508,8 +507,6 @@ def main() -> None:
     # One progress display is enough; these libraries would draw theirs across it.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    # Where it is installed, PEFT loads it, and it warns of a kernel that is not on the hub for it.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from ragtuned_pipeline.orchestration.locks import RunFailed
     from ragtuned_pipeline.settings import SettingsError
 

@@ -11,7 +11,6 @@ launch.py, and passes on what the first one says.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -65,8 +64,6 @@ def run_job(job: TrainJob, progress: Callable[[dict[str, Any]], None]) -> TrainR
         what train() raises, and SettingsError where the devices cannot share the work.
         RanksFailed: one of several processes failed.
     """
-    # It warns, whenever PEFT loads it on a CPU, of a kernel that is not asked for.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     refuse_settings(job.settings)
     if is_rank() or not needs_launch(processes := process_count(job.settings)):
         return train(
