@@ -23,7 +23,8 @@ def is_first() -> bool:
 
 def lost_another(error: Exception) -> bool:
     """Whether an error says only that another process of the training has ended."""
-    return is_rank() and any(word in str(error) for word in ("gloo", "NCCL", "ProcessGroup"))
+    torchs = is_rank() and isinstance(error, RuntimeError)
+    return torchs and any(word in str(error) for word in ("gloo", "NCCL", "ProcessGroup"))
 
 
 @dataclass(frozen=True)

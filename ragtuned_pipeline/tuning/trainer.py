@@ -57,13 +57,34 @@ class TrainJob(BaseModel):
     logs: Path | None = None
 
 
+class CannotGoOn(Exception):
+    """The machine failed a training, as a full disk does; the message is a sentence for people."""
+
+
+def begin() -> None:
+    """Prepare this process to be a trainer's."""
+    die_with_parent()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault(*SHORT_WAITS)
+
+
 def run_job(job: TrainJob, progress: Callable[[dict[str, Any]], None]) -> TrainResult:
     """Do the job in this process, or on several devices in as many that it starts.
 
     Raises:
         what train() raises, and SettingsError where the devices cannot share the work.
         RanksFailed: one of several processes failed.
+        CannotGoOn: instead of OSError and SafetensorError.
     """
+    from safetensors import SafetensorError
+
+    try:
+        return _run(job, progress)
+    except (OSError, SafetensorError) as error:  # a full disk, above all
+        raise CannotGoOn(f"the training in {job.output} cannot go on: {error}") from error
+
+
+def _run(job: TrainJob, progress: Callable[[dict[str, Any]], None]) -> TrainResult:
     refuse_settings(job.settings)
     if is_rank() or not needs_launch(processes := process_count(job.settings)):
         return train(
@@ -89,24 +110,16 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         _say({"event": "failed", "reason": "usage: python -m ragtuned_pipeline.tuning.trainer JOB"})
         return 2
-    from safetensors import SafetensorError
-
-    die_with_parent()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault(*SHORT_WAITS)
+    begin()
     job = TrainJob.model_validate_json(Path(arguments[0]).read_text(encoding="utf-8"))
     try:
         result = run_job(job, _say)
     except TrainingInterrupted as stop:
         _say({"event": "stopped", "reason": str(stop)})
         return 128 + signal.SIGTERM
-    except (SettingsError, RuntimeError) as error:
+    except (SettingsError, RuntimeError, CannotGoOn) as error:
         if not lost_another(error):
             _say({"event": "failed", "reason": str(error)})
-        return 1
-    except (OSError, SafetensorError) as error:  # a full disk, above all
-        reason = f"the training in {job.output} cannot go on: {error}"
-        _say({"event": "failed", "reason": reason})
         return 1
     if is_first():
         _say({"event": "done", **asdict(result)})
