@@ -27,6 +27,7 @@ from ragtuned_pipeline.orchestration.steps import (
 from ragtuned_pipeline.orchestration.trainer_pods import trainers_are_pods
 from ragtuned_pipeline.settings import RetuningSettings, SettingsError, TuningSettings
 from ragtuned_pipeline.tables import content_hash
+from ragtuned_pipeline.tuning.row_order import in_order
 from ragtuned_pipeline.tuning.sft import NOT_LEARNED_FROM
 from ragtuned_pipeline.tuning.trainer import KEEP_FREED_MEMORY
 
@@ -283,9 +284,8 @@ def _fingerprint(settings: TuningSettings, parts: Mapping[str, str]) -> str:
 def _told(rows: pa.Table, settings: TuningSettings) -> pa.Table:
     """What the trainer is told, the same whatever the order in which the rows were made."""
     seen = pc.min_element_wise(rows["epochs"], settings.epochs)
-    columns = ["system", "prompt", "completion"]
-    told = rows.select(columns).append_column("epochs", seen)
-    return told.sort_by([(name, "ascending") for name in (*columns, "epochs")])
+    told = rows.select(["system", "prompt", "completion"]).append_column("epochs", seen)
+    return in_order(told)
 
 
 def _stands(home: Home, corpus: str, known: Training, retuning: Retuning | None) -> bool:

@@ -429,14 +429,9 @@ def _meter(
     settings: TuningSettings,
     ranks: Ranks,
 ) -> Meter:
-    times = np.array(seen)
-    lengths = RowLengths(
-        np.array([len(row.input_ids) for row in rows]),
-        np.array([row.prompt_tokens for row in rows]),
-        times,
-    )
+    lengths = RowLengths.of_tokens(rows, seen)
     peak = matrix_peak()
-    work = work_per_token(lengths, times, ModelShape.of(base), settings.rank)
+    work = work_per_token(lengths, ModelShape.of(base), settings.rank)
     return Meter(tokens, work, peak * ranks.processes if peak else None)
 
 

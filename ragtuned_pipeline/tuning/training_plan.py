@@ -7,6 +7,7 @@ import lzma
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 from ragtuned_pipeline.inference.base_models import load_config
 from ragtuned_pipeline.settings import TuningSettings
 from ragtuned_pipeline.synthesis.facts import REPLAY
-from ragtuned_pipeline.tuning.base_models import ChatRow, encode_rows
+from ragtuned_pipeline.tuning.base_models import ChatRow, TokenRow, encode_rows
 from ragtuned_pipeline.tuning.machine import Machine
 from ragtuned_pipeline.tuning.memory import (
     MemoryNeed,
@@ -26,7 +27,7 @@ from ragtuned_pipeline.tuning.memory import (
     memory_need,
     usable,
 )
-from ragtuned_pipeline.tuning.row_order import epoch_orders, packed_sequences
+from ragtuned_pipeline.tuning.row_order import epoch_orders, in_order, packed_sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,16 +65,21 @@ class RowLengths:
         Raises:
             SettingsError: as encode_rows.
         """
-        sizes: list[tuple[int, int]] = []
-        for start in range(0, len(rows), _ENCODED_AT_ONCE):
-            encoded = encode_rows(tokenizer, rows[start : start + _ENCODED_AT_ONCE])
-            sizes += [(len(row.input_ids), row.prompt_tokens) for row in encoded]
+        starts = range(0, len(rows), _ENCODED_AT_ONCE)
+        parts = (encode_rows(tokenizer, rows[at : at + _ENCODED_AT_ONCE]) for at in starts)
+        return cls.of_tokens(chain.from_iterable(parts), epochs)
+
+    @classmethod
+    def of_tokens(cls, rows: Iterable[TokenRow], epochs: Sequence[int]) -> RowLengths:
+        sizes = [(len(row.input_ids), row.prompt_tokens) for row in rows]
         counted = np.array(sizes, dtype=np.int64).reshape(-1, 2)
         return cls(counted[:, 0], counted[:, 1], np.asarray(epochs, dtype=np.int64))
 
-    def within(self, most: int) -> RowLengths:
-        kept = self.tokens <= most
-        return RowLengths(self.tokens[kept], self.prompt_tokens[kept], self.epochs[kept])
+    def learned(self, settings: TuningSettings) -> RowLengths:
+        """Return those that tuning.max_tokens holds, each in tuning.epochs epochs at most."""
+        kept = self.tokens <= settings.max_tokens
+        epochs = np.minimum(self.epochs[kept], settings.epochs)
+        return RowLengths(self.tokens[kept], self.prompt_tokens[kept], epochs)
 
 
 @dataclass(frozen=True)
@@ -138,26 +144,26 @@ def plan_training(
         rows: in the order of the file that the trainer reads: packing depends on it.
         answers: what is to be learned; equal ones count once.
     """
-    fitting = rows.within(settings.max_tokens)
-    seen = np.minimum(fitting.epochs, settings.epochs)
-    orders = epoch_orders(fitting.tokens, seen, settings)
-    sequences = (
-        sum(packed_sequences(fitting.tokens[order], settings.max_tokens) for order in orders)
-        if settings.packing
-        else sum(map(len, orders))
-    )
+    fitting = rows.learned(settings)
+    overlong = len(rows.tokens) - len(fitting.tokens)
+    sequences = _sequences(fitting, settings)
     held = int(settings.max_tokens if settings.packing else fitting.tokens.max(initial=0))
     one_pass = _pass(shape, settings, machine, held)
     memory = memory_need(shape, settings, one_pass, held, machine.devices)
-    tokens = int((fitting.tokens * seen).sum())
-    answered = int(((fitting.tokens - fitting.prompt_tokens) * seen).sum())
-    work = tokens * work_per_token(fitting, seen, shape, settings.rank) if tokens else 0.0
+    tokens = int((fitting.tokens * fitting.epochs).sum())
+    answered = int(((fitting.tokens - fitting.prompt_tokens) * fitting.epochs).sum())
+    work = tokens * work_per_token(fitting, shape, settings.rank) if tokens else 0.0
     parameters = settings.rank * shape.lora
     capacity, to_learn = int(BITS_PER_PARAMETER * parameters), bits_in(answers)
+    longest = int(rows.tokens.max(initial=0))
+    warnings = (
+        lost_rows(overlong, len(rows.tokens), longest, settings),
+        _rank_warning(shape, settings, to_learn),
+    )
     return TrainingPlan(
         base_model=settings.base_model,
         rows=len(fitting.tokens),
-        overlong=len(rows.tokens) - len(fitting.tokens),
+        overlong=overlong,
         tokens=tokens,
         answer_tokens=answered,
         sequences=sequences,
@@ -176,14 +182,17 @@ def plan_training(
         estimated_from=_estimated_from(one_pass, machine),
         capacity_bits=capacity,
         bits_to_learn=to_learn,
-        warnings=tuple(
-            filter(
-                None, (overlong_warning(rows, settings), _rank_warning(shape, settings, to_learn))
-            )
-        ),
-        refusal=devices_refusal(settings, machine.devices)
-        or memory_refusal(shape, settings, machine, held, rows),
+        warnings=tuple(filter(None, warnings)),
+        refusal=_refusal(shape, settings, machine, held, rows),
     )
+
+
+def _sequences(rows: RowLengths, settings: TuningSettings) -> int:
+    """Return how many rows, or with packing sequences of rows, all epochs hold."""
+    if not settings.packing:
+        return int(rows.epochs.sum())
+    orders = epoch_orders(rows.tokens, rows.epochs, settings)
+    return sum(packed_sequences(rows.tokens[order], settings.max_tokens) for order in orders)
 
 
 def plan_rows(
@@ -200,8 +209,7 @@ def plan_rows(
     Raises:
         SettingsError: as encode_rows.
     """
-    order = [(name, "ascending") for name in ("system", "prompt", "completion", "epochs")]
-    told = training_rows.sort_by(order)
+    told = in_order(training_rows)
     columns = (told[name].to_pylist() for name in ("system", "prompt", "completion"))
     rows: list[ChatRow] = list(zip(*columns, strict=True))
     lengths = RowLengths.of(tokenizer, rows, told["epochs"].to_pylist())
@@ -233,12 +241,13 @@ def optimizer_steps(sequences: int, batch_size: int, rows_at_once: int, devices:
     return math.ceil(passes / max(1, batch_size // (rows_at_once * devices)))
 
 
-def work_per_token(rows: RowLengths, seen: np.ndarray, shape: ModelShape, rank: int) -> float:
+def work_per_token(rows: RowLengths, shape: ModelShape, rank: int) -> float:
     """Return the useful operations a token of the rows takes (docs/performance.md).
 
     4 a number of the frozen linear layers (2 forward, 2 back through them), of the head at answered
     tokens only, 6 a number of LoRA's, and for attention 12 x width x mean context a layer.
     """
+    seen = rows.epochs
     tokens = (rows.tokens * seen).sum()
     answered = ((rows.tokens - rows.prompt_tokens) * seen).sum() / tokens
     context = (rows.tokens * (rows.tokens + 1) / 2 * seen).sum() / tokens
@@ -273,33 +282,30 @@ def devices_refusal(settings: TuningSettings, devices: int) -> str:
 
 def settings_refusal(shape: ModelShape, settings: TuningSettings, machine: Machine) -> str:
     """Return why no row could be trained so, "" where the rows decide."""
-    tokens = settings.max_tokens if settings.packing else 1
-    return devices_refusal(settings, machine.devices) or memory_refusal(
-        shape, settings, machine, tokens
-    )
+    return _refusal(shape, settings, machine, settings.max_tokens if settings.packing else 1)
 
 
-def memory_refusal(
+def _refusal(
     shape: ModelShape,
     settings: TuningSettings,
     machine: Machine,
     tokens: int,
     rows: RowLengths | None = None,
 ) -> str:
-    """Return why the devices' memory does not hold the training, and the nearest setting for which
-    it does; "" where it does, or where the memory is not known.
+    """Return why the devices cannot share a step, or why their memory does not hold the training,
+    and the nearest setting for which it does; "" where it does, or where the memory is not known.
 
     Args:
         tokens: of the longest row, or of a packed sequence.
         rows: to tell how many a smaller tuning.max_tokens loses.
     """
-    free = machine.free_bytes
-    if free is None:
-        return ""
-    need = _need(shape, settings, machine, tokens)
+    free, uneven = machine.free_bytes, devices_refusal(settings, machine.devices)
+    if uneven or free is None:
+        return uneven
+    one_pass = _pass(shape, settings, machine, tokens)
+    need = memory_need(shape, settings, one_pass, tokens, machine.devices)
     if need.fits(free):
         return ""
-    one_pass = _pass(shape, settings, machine, tokens)
     kind = "GPU" if machine.gpu else "main"
     at_once = "one row" if one_pass.rows == 1 else f"{one_pass.rows} rows"
     with_or_without = "with" if one_pass.checkpointing else "without"
@@ -401,12 +407,6 @@ def _need(shape: ModelShape, settings: TuningSettings, machine: Machine, tokens:
     """Return what the pass takes that the trainer will choose."""
     one_pass = _pass(shape, settings, machine, tokens)
     return memory_need(shape, settings, one_pass, tokens, machine.devices)
-
-
-def overlong_warning(rows: RowLengths, settings: TuningSettings) -> str:
-    """Return how many rows tuning.max_tokens leaves out, "" for none."""
-    overlong = int((rows.tokens > settings.max_tokens).sum())
-    return lost_rows(overlong, len(rows.tokens), int(rows.tokens.max(initial=0)), settings)
 
 
 def lost_rows(overlong: int, of: int, longest: int, settings: TuningSettings) -> str:

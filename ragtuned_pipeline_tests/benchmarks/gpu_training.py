@@ -492,15 +492,9 @@ WAYS = MAIN | {
 
 def gflop_per_token(bench: Bench) -> float:
     """Return the useful operations a token of the rows asks for, in 10^9."""
-    rows = bench.encoded()
-    once = np.ones(len(rows), dtype=np.int64)
-    lengths = RowLengths(
-        np.array([len(row.input_ids) for row in rows]),
-        np.array([row.prompt_tokens for row in rows]),
-        once,
-    )
+    lengths = RowLengths.of_tokens(bench.encoded(), [1] * len(bench.rows))
     shape = base_shape(bench.settings.base_model)
-    return work_per_token(lengths, once, shape, bench.settings.rank) / 1e9
+    return work_per_token(lengths, shape, bench.settings.rank) / 1e9
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def test_the_figures_of_the_papers_size_are_those_counted_by_hand(gpu: TuningSet
     # Operations of a token: frozen, head at answers, LoRA, attention over 256.5 tokens on average.
     work = 4 * 6_525_288_448 + 4 * 544_997_376 * 412 / 512 + 6 * 80_740_352
     work += 12 * 28 * 3584 * 256.5
-    assert work_per_token(rows_of_512, np.full(300, 3), seven, 32) == pytest.approx(work)
+    assert work_per_token(rows_of_512, seven, 32) == pytest.approx(work)
     assert plan.minutes_estimated == pytest.approx(460_800 * work / (0.39 * 989e12) / 60)
     assert "an assumed 39 % of 989 TFLOP/s (data sheet)" in plan.estimated_from
     assert not plan.refusal
