@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ragtuned_pipeline.settings import SettingsError, TuningSettings
-from ragtuned_pipeline.tuning.packed_attention import attention_is_known
+from ragtuned_pipeline.tuning.packed_attention import attention_is_known, head_width
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,7 +74,7 @@ class ModelShape:
             capped=heads if getattr(config, "attn_logit_softcapping", None) else 0,
             layers=int(config.num_hidden_layers),
             hidden=config.hidden_size,
-            attended=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
+            attended=heads * head_width(config),
             between=config.intermediate_size * (getattr(config, "num_experts_per_tok", None) or 1),
             packable=attention_is_known(model),
         )
@@ -141,6 +141,25 @@ def _of_each_device(
     return weights / devices + 2 * linear / max(shape.layers, 1), -(-adapter // devices)
 
 
+def pass_as_set(settings: TuningSettings, share: int) -> Pass:
+    """Return the pass that the settings ask for, where no GPU's memory is looked at.
+
+    Args:
+        share: rows of an optimizer step that one process takes.
+    """
+    return Pass(most_rows(settings, share, packs=False), settings.gradient_checkpointing)
+
+
+def most_rows(settings: TuningSettings, share: int, packs: bool) -> int:
+    """Return how many rows or packed sequences of `share` a pass may hold.
+
+    Args:
+        packs: whether attention keeps packed rows apart by itself (packed_attention.py); else a
+            mask does, which grows with the square of what it covers.
+    """
+    return share if packs or not settings.packing else 1
+
+
 def largest_pass(
     model: PreTrainedModel,
     settings: TuningSettings,
@@ -198,11 +217,6 @@ def largest_pass_in(
         if held <= room:
             return Pass(max(rows for rows in fits if rows * held <= room), checkpointing)
     return Pass(1, True)
-
-
-def lora_parameters(model: PreTrainedModel, rank: int) -> int:
-    """Return how many numbers LoRA of `rank` on every linear layer but the head trains."""
-    return rank * ModelShape.of(model).lora
 
 
 def linear_layers(model: PreTrainedModel) -> list[Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _NAME = "ragtuned_packed"
 
@@ -33,10 +33,15 @@ def can_pack_attention(model: PreTrainedModel) -> bool:
     return model.dtype in (torch.bfloat16, torch.float16) and attention_is_known(model)
 
 
+def head_width(config: PretrainedConfig) -> int:
+    """Return how wide a head of the model's attention is."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def attention_is_known(model: PreTrainedModel) -> bool:
     """Whether the form of the model's attention is one that this kernel computes."""
     config = model.config.get_text_config()
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = head_width(config)
     return (
         width <= 256
         and width % 8 == 0

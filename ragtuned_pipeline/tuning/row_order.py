@@ -1,5 +1,5 @@
-"""In which order rows are told and seen, and into how many sequences packing puts them: a plan knows
-it before a model is loaded."""
+"""In which order rows are told and seen, and into how many sequences packing puts them: a plan
+knows it before a model is loaded."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ragtuned_pipeline.settings import TuningSettings
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_TOLD = ("system", "prompt", "completion", "epochs")  # columns of the table that a trainer reads
+_TOLD = ("system", "prompt", "completion", "epochs")  # columns that a trainer reads
 _LENGTH_GROUP_BATCHES = 32  # batches whose rows are sorted by length together
 _PACKED_TOGETHER = 1000  # rows: Dataset.map's batch, in which TRL's pack_dataset packs
 
 
 def in_order(rows: pa.Table) -> pa.Table:
-    """Return rows with these columns in the order in which a trainer is given them."""
+    """Return a table's rows in the order in which a trainer is given them."""
     return rows.sort_by([(name, "ascending") for name in _TOLD])
 
 

@@ -37,7 +37,13 @@ from ragtuned_pipeline.tuning.base_models import (
     refuse_unending,
 )
 from ragtuned_pipeline.tuning.epochs import Plan, dataset, first_tokens, shared_evenly, training_set
-from ragtuned_pipeline.tuning.memory import ModelShape, Pass, largest_pass
+from ragtuned_pipeline.tuning.memory import (
+    ModelShape,
+    Pass,
+    largest_pass,
+    most_rows,
+    pass_as_set,
+)
 from ragtuned_pipeline.tuning.packed_attention import can_pack_attention, use_packed_attention
 from ragtuned_pipeline.tuning.quantization import check_quantization, load_quantized
 from ragtuned_pipeline.tuning.ranks import Ranks
@@ -220,12 +226,11 @@ def _train(
     patience = settings.early_stopping if watched else 0
     watching = watcher(meter, progress, ranks, patience)
     padding = tokenizer.pad_token_id
-    together = ranks.processes * one_pass.rows if ranks.processes > 1 else 1
     learned = training_set(rows, plan, settings)
     trainer = trainer_class(base)(
         model=start.model(base) if start else base,
         args=arguments,
-        train_dataset=shared_evenly(learned, together, padding),
+        train_dataset=_shared(learned, one_pass.rows, ranks, padding),
         eval_dataset=_held_out_set(watched, arguments, ranks, padding) if watched else None,
         processing_class=tokenizer,
         peft_config=None if start else _new_adapter(settings),
@@ -439,8 +444,19 @@ def _held_out_set(
     rows: Sequence[TokenRow], arguments: SFTConfig, ranks: Ranks, token: int
 ) -> dict[str, Dataset]:
     """Named as the trainer's log names their loss."""
-    together = ranks.processes * arguments.per_device_eval_batch_size if ranks.processes > 1 else 1
-    return {"held_out": shared_evenly(dataset(rows), together, token)}
+    at_once = arguments.per_device_eval_batch_size
+    return {"held_out": _shared(dataset(rows), at_once, ranks, token)}
+
+
+def _shared(given: Dataset, at_once: int, ranks: Ranks, token: int) -> Dataset:
+    """Fill up the last passes of several processes; one alone takes what there is.
+
+    Args:
+        at_once: rows in a pass of one process.
+    """
+    if ranks.processes == 1:
+        return given
+    return shared_evenly(given, ranks.processes * at_once, token)
 
 
 def _one_pass(base: PreTrainedModel, settings: TuningSettings, ranks: Ranks, longest: int) -> Pass:
@@ -453,16 +469,14 @@ def _one_pass(base: PreTrainedModel, settings: TuningSettings, ranks: Ranks, lon
 
     share = settings.batch_size // ranks.processes
     if not torch.cuda.is_available():
-        return Pass(1 if settings.packing else share, settings.gradient_checkpointing)
+        return pass_as_set(settings, share)
     free_bytes = ranks.least(torch.cuda.mem_get_info()[0])  # the same pass in all processes
-    if not settings.packing:
-        return largest_pass(base, settings, free_bytes, share, longest, ranks.processes)
-    # Else packed rows are kept apart by a mask, which grows with the square of what it covers.
-    packed = can_pack_attention(base)
-    if packed:
+    packs = settings.packing and can_pack_attention(base)
+    if packs:
         use_packed_attention(base)
-    most = share if packed else 1
-    return largest_pass(base, settings, free_bytes, most, settings.max_tokens, ranks.processes)
+    most = most_rows(settings, share, packs)
+    tokens = settings.max_tokens if settings.packing else longest
+    return largest_pass(base, settings, free_bytes, most, tokens, ranks.processes)
 
 
 def _arguments(

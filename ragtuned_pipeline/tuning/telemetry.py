@@ -14,7 +14,6 @@ from pathlib import Path
 from ragtuned_pipeline.settings import SettingsError, TuningSettings
 
 _PEAK_SIZE = 8192  # of the square matrices that a GPU's peak is measured with
-_PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "trackio": "trackio"}
 
 
 def matrix_peak() -> float | None:
@@ -80,9 +79,9 @@ class Meter:
 def check_trackers(settings: TuningSettings) -> None:
     """Raise SettingsError where a tracker's package is not installed."""
     for tracker in settings.trackers:
-        if find_spec(_PACKAGES[tracker]) is None:
+        if find_spec(tracker) is None:  # each bears its package's name
             raise SettingsError(
-                f"setting tuning.trackers: {tracker} needs the package {_PACKAGES[tracker]}; "
+                f"setting tuning.trackers: {tracker} needs the package {tracker}; "
                 f"install it, or take {tracker} out of the setting"
             )
 

@@ -25,6 +25,8 @@ from ragtuned_pipeline.tuning.memory import (
     Pass,
     largest_pass_in,
     memory_need,
+    most_rows,
+    pass_as_set,
     usable,
 )
 from ragtuned_pipeline.tuning.row_order import epoch_orders, in_order, packed_sequences
@@ -435,9 +437,9 @@ def _pass(shape: ModelShape, settings: TuningSettings, machine: Machine, tokens:
     """Return the pass that the trainer will choose; a GPU is taken to be new enough to pack."""
     share = max(1, settings.batch_size // machine.devices)
     if not machine.gpu or machine.free_bytes is None:
-        return Pass(1 if settings.packing else share, settings.gradient_checkpointing)
+        return pass_as_set(settings, share)
     half = settings.dtype == "bfloat16" or settings.quantization == "nf4"
-    most = 1 if settings.packing and not (half and shape.packable) else share
+    most = most_rows(settings, share, half and shape.packable)
     fixed = memory_need(shape, settings, Pass(0, False), 0, machine.devices).total
     return largest_pass_in(shape, settings, usable(machine.free_bytes) - fixed, most, tokens)
 

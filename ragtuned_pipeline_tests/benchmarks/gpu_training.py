@@ -47,7 +47,7 @@ from ragtuned_pipeline.tuning.launch import train_on_all
 from ragtuned_pipeline.tuning.memory import Pass
 from ragtuned_pipeline.tuning.packed_attention import use_packed_attention
 from ragtuned_pipeline.tuning.quantization import load_quantized
-from ragtuned_pipeline.tuning.telemetry import matrix_peak
+from ragtuned_pipeline.tuning.telemetry import matrix_peak, peak_memory_gib
 from ragtuned_pipeline.tuning.trainer import TrainJob
 from ragtuned_pipeline.tuning.training_plan import RowLengths, base_shape, work_per_token
 
@@ -535,7 +535,7 @@ def measure(name: str, bench: Bench, peak: float | None, work: float) -> Figures
 
 
 def _peak_gib() -> float | None:
-    return round(torch.cuda.max_memory_allocated() / 2**30, 1) if CUDA else None
+    return round(peak_memory_gib(), 1) if CUDA else None
 
 
 def machine() -> dict[str, str]:

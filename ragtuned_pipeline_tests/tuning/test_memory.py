@@ -20,7 +20,7 @@ from transformers import (
 from ragtuned_pipeline.settings import SettingsError, TuningSettings, load_settings
 from ragtuned_pipeline.tuning import sft
 from ragtuned_pipeline.tuning.machine import Machine
-from ragtuned_pipeline.tuning.memory import ModelShape, Pass, largest_pass, lora_parameters
+from ragtuned_pipeline.tuning.memory import ModelShape, Pass, largest_pass
 from ragtuned_pipeline.tuning.ranks import Ranks
 from ragtuned_pipeline.tuning.training_plan import RowLengths, plan_training
 
@@ -101,7 +101,7 @@ def test_the_adapter_is_as_large_as_peft_makes_it() -> None:
             num_key_value_heads=2,
         )
     )
-    counted = lora_parameters(model, 8)
+    counted = 8 * ModelShape.of(model).lora
     lora = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
     adapted = get_peft_model(model, lora)
     assert counted == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
