@@ -35,7 +35,8 @@ def can_pack_attention(model: PreTrainedModel) -> bool:
 
 def head_width(config: PretrainedConfig) -> int:
     """Return how wide a head of the model's attention is."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    told = getattr(config, "head_dim", None)
+    return int(told or config.hidden_size // config.num_attention_heads)
 
 
 def attention_is_known(model: PreTrainedModel) -> bool:

@@ -50,6 +50,7 @@ from ragtuned_pipeline.tuning.quantization import load_quantized
 from ragtuned_pipeline.tuning.telemetry import matrix_peak, peak_memory_gib
 from ragtuned_pipeline.tuning.trainer import TrainJob
 from ragtuned_pipeline.tuning.training_plan import RowLengths, base_shape, work_per_token
+from ragtuned_pipeline_tests.tuning.qwen import qwen_sizes
 
 SEED = 42
 QUESTION_TOKENS, ANSWER_TOKENS = (15, 25), (30, 600)  # with the chat template about 25
@@ -69,12 +70,7 @@ SHAPES = {
     # https://huggingface.co/Qwen/Qwen2.5-7B-Instruct/blob/main/config.json
     "7b": Shape(
         {
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "vocab_size": 152064,
+            **qwen_sizes("7B"),
             "rms_norm_eps": 1e-6,
             "rope_theta": 1e6,
             "max_position_embeddings": 32768,
@@ -90,6 +86,7 @@ SHAPES = {
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "vocab_size": 4096,
+            "tie_word_embeddings": False,
         },
         256,
         (10, 60),
@@ -208,7 +205,6 @@ def _config(shape: Shape) -> Any:
         bos_token_id=None,
         eos_token_id=1,
         pad_token_id=0,
-        tie_word_embeddings=False,
         architectures=["Qwen2ForCausalLM"],
     )
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ragtuned_pipeline.settings import TuningSettings
-from ragtuned_pipeline_tests.tuning.conftest import FRAMES, rows, write_rows
+from ragtuned_pipeline_tests.tuning.conftest import FRAMES, job_file, rows, write_rows
 from ragtuned_pipeline_tests.tuning.processes import at_work, lines, start, wait_for_step
 
 SETTINGS = TuningSettings(rank=8, alpha=16, batch_size=6, epochs=4, checkpoint_steps=7, devices=2)
@@ -33,17 +33,7 @@ def begin(folder: Path) -> subprocess.Popen[str]:
     job = folder / "job.json"
     if not job.is_file():
         folder.mkdir(parents=True)
-        told = write_rows(rows(FRAMES), folder / "rows.parquet")
-        job.write_text(
-            json.dumps(
-                {
-                    "training_rows": str(told),
-                    "held_out": None,
-                    "settings": SETTINGS.model_dump(),
-                    "output": str(folder / "run"),
-                }
-            )
-        )
+        job_file(folder, write_rows(rows(FRAMES), folder / "rows.parquet"), SETTINGS)
     return start(job)
 
 

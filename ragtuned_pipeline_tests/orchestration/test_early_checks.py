@@ -12,6 +12,7 @@ from ragtuned_pipeline.inference.base_models import identity
 from ragtuned_pipeline.orchestration.early_checks import check_early
 from ragtuned_pipeline.settings import Settings, SettingsError, load_settings
 from ragtuned_pipeline.tuning.base_models import load_tokenizer
+from ragtuned_pipeline_tests.tuning.qwen import qwen_sizes
 
 
 def gpu_of(gib: int, folder: Path, patch: pytest.MonkeyPatch, used: int = 0) -> None:
@@ -27,15 +28,7 @@ def gpu_of(gib: int, folder: Path, patch: pytest.MonkeyPatch, used: int = 0) -> 
 
 def seven_billion(folder: Path) -> Settings:
     """The gpu profile's, with a base model of which there are no weights."""
-    config = Qwen2Config(
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        vocab_size=152064,
-    )
-    config.save_pretrained(folder)
+    Qwen2Config(**qwen_sizes("7B")).save_pretrained(folder)
     tokenizer = load_tokenizer("embedded")
     tokenizer.save_pretrained(folder)
     GenerationConfig(eos_token_id=tokenizer.eos_token_id).save_pretrained(folder)
@@ -46,6 +39,13 @@ def seven_billion(folder: Path) -> Settings:
         "evaluation": {"engine": "transformers"},
     }
     return load_settings(folder, "gpu", own, environment={})
+
+
+@pytest.fixture
+def on_80_gib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings that nothing is wrong with."""
+    gpu_of(80, tmp_path, monkeypatch)
+    return seven_billion(tmp_path)
 
 
 def test_a_gpu_that_is_too_small_is_refused_before_anything_is_read(
@@ -69,29 +69,23 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_read() -> N
 
 
 def test_answers_that_would_not_end_are_refused_before_anything_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, on_80_gib: Settings
 ) -> None:
-    gpu_of(80, tmp_path, monkeypatch)
-    asked = seven_billion(tmp_path)
     GenerationConfig(eos_token_id=5).save_pretrained(tmp_path)
     with pytest.raises(SettingsError, match=r"eos_token_id in its generation_config\.json"):
-        check_early(asked)
+        check_early(on_80_gib)
     (tmp_path / "generation_config.json").unlink()  # then config.json's counts, which has none
     with pytest.raises(SettingsError, match=r"eos_token_id in its generation_config\.json"):
-        check_early(asked)
+        check_early(on_80_gib)
 
 
-def test_a_folder_without_a_tokenizer_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gpu_of(80, tmp_path, monkeypatch)
-    asked = seven_billion(tmp_path)
+def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path, on_80_gib: Settings) -> None:
     for file in tmp_path.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(SettingsError, match=r"tuning\.base_model: there is no tokenizer\.json"):
         identity(str(tmp_path))
     with pytest.raises(SettingsError, match=r"setting tuning\.base_model: "):
-        check_early(asked)
+        check_early(on_80_gib)
 
 
 def test_devices_that_are_not_there_are_refused_before_anything_is_read(

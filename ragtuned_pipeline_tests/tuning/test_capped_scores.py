@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 
 from ragtuned_pipeline.settings import TuningSettings
 from ragtuned_pipeline.tuning.memory import ModelShape, Pass, memory_need
+from ragtuned_pipeline_tests.tuning.tiny_models import SIZES
 
 
 def kept_bytes(model: Any, tokens: int) -> int:
@@ -33,16 +34,7 @@ def bent(lengths: list[int], sizes: list[int]) -> float:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_they_are_counted_as_they_are_kept(dtype: str) -> None:
-    config = Gemma2Config(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        sliding_window=64,
-    )
+    config = Gemma2Config(**SIZES, head_dim=16, sliding_window=64)
     make: Any = AutoModelForCausalLM.from_config
     model = make(config, attn_implementation="eager", dtype=getattr(torch, dtype))
     settings = TuningSettings(dtype=dtype)

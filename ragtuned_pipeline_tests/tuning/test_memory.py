@@ -23,6 +23,8 @@ from ragtuned_pipeline.tuning.machine import Machine
 from ragtuned_pipeline.tuning.memory import ModelShape, Pass, largest_pass
 from ragtuned_pipeline.tuning.ranks import Ranks
 from ragtuned_pipeline.tuning.training_plan import RowLengths, plan_training
+from ragtuned_pipeline_tests.tuning.qwen import qwen_sizes
+from ragtuned_pipeline_tests.tuning.tiny_models import SIZES
 
 GIB = 1 << 30
 
@@ -30,17 +32,8 @@ GIB = 1 << 30
 @pytest.fixture(scope="module")
 def qwen() -> Any:
     """Qwen2.5-7B-Instruct without its numbers."""
-    config = Qwen2Config(
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        vocab_size=152064,
-        tie_word_embeddings=False,
-    )
     with torch.device("meta"):
-        return Qwen2ForCausalLM(config).bfloat16()
+        return Qwen2ForCausalLM(Qwen2Config(**qwen_sizes("7B"))).bfloat16()
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +84,7 @@ def test_float32_holds_at_most_half_as_much(qwen: Any, gpu: TuningSettings) -> N
 
 
 def test_the_adapter_is_as_large_as_peft_makes_it() -> None:
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=64,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        )
-    )
+    model = LlamaForCausalLM(LlamaConfig(**SIZES))
     counted = 8 * ModelShape.of(model).lora
     lora = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
     adapted = get_peft_model(model, lora)
@@ -110,17 +94,8 @@ def test_the_adapter_is_as_large_as_peft_makes_it() -> None:
 @pytest.fixture(scope="module")
 def soft_capped() -> Any:
     """A model as Gemma 2, whose scores PyTorch's kernel for packed rows does not cap."""
-    config = Gemma2Config(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        vocab_size=512,
-    )
     with torch.device("meta"):
-        return Gemma2ForCausalLM(config).bfloat16()
+        return Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=16)).bfloat16()
 
 
 def a_card(gib: int, patch: pytest.MonkeyPatch) -> Machine:

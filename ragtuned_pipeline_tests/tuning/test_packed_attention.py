@@ -12,19 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ragtuned_pipeline.tuning.packed_attention import can_pack_attention, use_packed_attention
+from ragtuned_pipeline_tests.tuning.tiny_models import SIZES
 
 CUDA = torch.cuda.is_available()
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float32)
 TOLERANCE = 2e-2 if CUDA else 1e-5  # relative; bfloat16 on the GPU
 ROWS = [[5, 9, 11, 7], [3], [8, 2, 6, 6, 1, 4, 12, 13, 14], [10, 11]]
-SIZES: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 
 
 def row_by_row(

@@ -35,25 +35,15 @@ from ragtuned_pipeline.tuning.training_plan import (
     work_per_token,
 )
 from ragtuned_pipeline_tests.tuning.conftest import FRAMES, rows, write_rows
+from ragtuned_pipeline_tests.tuning.qwen import qwen_sizes
 
 GIB = 1 << 30
-# https://huggingface.co/Qwen: width, feed-forward width, layers, heads, key-value heads,
-# vocabulary, whether the head is the embedding.
-QWEN = {
-    "0.5B": (896, 4864, 24, 14, 2, 151936, True),
-    "1.5B": (1536, 8960, 28, 12, 2, 151936, True),
-    "7B": (3584, 18944, 28, 28, 4, 152064, False),
-    "14B": (5120, 13824, 48, 40, 8, 152064, False),
-}
 
 
 @cache
 def shape(size: str) -> ModelShape:
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    names += ("num_key_value_heads", "vocab_size", "tie_word_embeddings")
-    config = Qwen2Config(**dict(zip(names, QWEN[size], strict=True)))
     with torch.device("meta"):
-        return ModelShape.of(Qwen2ForCausalLM(config))
+        return ModelShape.of(Qwen2ForCausalLM(Qwen2Config(**qwen_sizes(size))))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,14 @@ from transformers import PreTrainedTokenizerFast
 
 from ragtuned_pipeline.inference.base_models import EMBEDDED_FOLDER
 
+SIZES: dict[str, Any] = {  # of a model that needs no tokenizer
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 _TEMPLATES = Path(trl.__file__).parent / "chat_templates"  # as the models have them
 _MISTRAL = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
