@@ -29,9 +29,9 @@ class TrainerPipes(dg.PipesSubprocessClient):
 
     def run(self, *, context: Any, **asked: Any) -> Any:
         """Run a process as PipesSubprocessClient does."""
-        reader = _ObservingReader(Observer(context))
         client = dg.PipesSubprocessClient(
-            message_reader=reader, termination_timeout_seconds=SECONDS_TO_END
+            message_reader=observed(dg.PipesTempFileMessageReader(), context),
+            termination_timeout_seconds=SECONDS_TO_END,
         )
         return client.run(context=context, **asked)
 
@@ -63,8 +63,19 @@ class Observer:
         )
 
 
-def watch(handler: Any, observer: Observer) -> None:
-    """Have the observer take the trainer's lines, as they come to a handler of Pipes' messages."""
+def observed(reader: Any, context: Any) -> Any:
+    """Return a reader of Pipes' messages that shows the trainer's numbers as they come."""
+    observer, read = Observer(context), reader.read_messages
+
+    def read_messages(handler: Any) -> Any:
+        _watch(handler, observer)
+        return read(handler)
+
+    reader.read_messages = read_messages
+    return reader
+
+
+def _watch(handler: Any, observer: Observer) -> None:
     handle = handler.handle_message
 
     def look(message: Any) -> None:
@@ -75,13 +86,3 @@ def watch(handler: Any, observer: Observer) -> None:
                 observer.take(json.loads(text)["training"])
 
     handler.handle_message = look
-
-
-class _ObservingReader(dg.PipesTempFileMessageReader):
-    def __init__(self, observer: Observer) -> None:
-        super().__init__()
-        self._observer = observer
-
-    def read_messages(self, handler: Any) -> Any:
-        watch(handler, self._observer)
-        return super().read_messages(handler)

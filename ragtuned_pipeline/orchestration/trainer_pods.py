@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from ragtuned_pipeline.orchestration.trainer_pipes import Observer, TrainerPipes, watch
+from ragtuned_pipeline.orchestration.trainer_pipes import TrainerPipes, observed
 from ragtuned_pipeline.settings import SettingsError
 
 VARIABLE = "RAGTUNED_TRAINER_POD"
@@ -40,17 +40,10 @@ class TrainerPods(dg.PipesSubprocessClient):
         from dagster_k8s import PipesK8sClient
         from dagster_k8s.pipes import PipesK8sPodLogsMessageReader
 
-        observer = Observer(context)
-
-        class ObservingReader(PipesK8sPodLogsMessageReader):
-            def read_messages(self, handler: Any) -> Any:
-                watch(handler, observer)
-                return super().read_messages(handler)
-
         pod = trainer_pod(context.instance, context.run, self._own)
         client = PipesK8sClient(
             kubeconfig_file=pod["kubeconfig"],
-            message_reader=ObservingReader(),
+            message_reader=observed(PipesK8sPodLogsMessageReader(), context),
             poll_interval=_POLL_SECONDS,
         )
         return client.run(
