@@ -76,13 +76,18 @@ def run(app: ASGIApp, service: Service, listener: socket.socket, drain_seconds: 
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
     )
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_run(_Server(config), service, listener))
+        runner.run(_until_told(Server(config), service, listener))
 
 
-async def _run(server: _Server, service: Service, listener: socket.socket) -> None:
+async def _until_told(server: Server, service: Service, listener: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.handle_exit, number, None)
+    await answer(server, service, listener)
+
+
+async def answer(server: Server, service: Service, listener: socket.socket) -> None:
+    """Answer until the server ends, or the service by itself: raises why, as Service.run."""
     work = asyncio.create_task(service.run())
     work.add_done_callback(lambda _: server.end())
     try:
@@ -94,14 +99,16 @@ async def _run(server: _Server, service: Service, listener: socket.socket) -> No
         work.result()  # why it ended by itself
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
+    """A server that leaves the process's signals alone."""
+
     def end(self) -> None:
         self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to `_run`: uvicorn would raise them again before the engine is closed.
+        """Leave the signals to `run`: uvicorn would raise them again before the engine is closed.
 
-        Its own handler, called by that, does the same with them otherwise.
+        Its own handler, called by `_until_told`, does the same with them otherwise.
         """
         yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -15,13 +14,16 @@ from typing import Any
 import httpx2
 import uvicorn
 
+from ragtuned_pipeline.inference.calls import TeacherStopped
 from ragtuned_pipeline.inference.gpu_turn import GpuTurn
 from ragtuned_pipeline.serving.gateway import gateway
 from ragtuned_pipeline.serving.interface import Body, Engine, NeedsRestart, Refused
 from ragtuned_pipeline.serving.metrics import Metrics
 from ragtuned_pipeline.serving.promoted import PromotedAdapters
 from ragtuned_pipeline.serving.requests import Defaults
+from ragtuned_pipeline.serving.running import Server, address_of, answer, listening
 from ragtuned_pipeline.serving.service import Service
+from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tuning import adapter_store
 
 HTTP = httpx2.Client(trust_env=False)
@@ -159,7 +161,7 @@ class Gateway:
         self.root = address.removesuffix("/v1")
         self.service = service
         self.said = said
-        self.failed: BaseException | None = None
+        self.failed: Exception | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
 
     def call(self, function: Callable[[], None]) -> None:
@@ -202,20 +204,16 @@ def serving(
     service = Service(engine, promoted, metrics, drain_seconds, said.append, turn)
     app = gateway(service, metrics, Defaults.of(base_model, 50), key, max_requests)
     config = uvicorn.Config(app, lifespan="off", access_log=False, log_level="error")
-    server = uvicorn.Server(config)
-    listener = socket.create_server(("127.0.0.1", 0))
-    running = Gateway(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", service, said)
+    server = Server(config)
+    listener = listening("127.0.0.1", 0)
+    running = Gateway(address_of(listener), service, said)
 
     async def run() -> None:
         running.loop = asyncio.get_running_loop()
-        work = asyncio.create_task(service.run())
         try:
-            await server.serve([listener])
-        finally:
-            work.cancel()
-            await asyncio.wait([work])
-            if not work.cancelled():
-                running.failed = work.exception()
+            await answer(server, service, listener)
+        except (SettingsError, TeacherStopped) as error:
+            running.failed = error
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
@@ -224,7 +222,7 @@ def serving(
             until(lambda: service.why_not() is None)
         yield running
     finally:
-        server.should_exit = True
+        server.end()
         thread.join()
 
 
