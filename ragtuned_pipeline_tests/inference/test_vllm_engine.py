@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from ragtuned_pipeline.inference import vllm_server
-from ragtuned_pipeline.inference.base_models import load_model
 from ragtuned_pipeline.inference.calls import TeacherStopped
 from ragtuned_pipeline.inference.engine import ChatEngine, Message, chat
 from ragtuned_pipeline.inference.gpu_turn import GpuTurn
@@ -24,6 +22,7 @@ from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 from ragtuned_pipeline.inference.vllm_engine import VllmEngine
 from ragtuned_pipeline.inference.vllm_server import ManagedVllm, vllm_package
 from ragtuned_pipeline.settings import TeacherSettings, VllmSettings
+from ragtuned_pipeline_tests.tuning.adapters import random_adapter
 
 INSTALLED = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
 PYTHON = os.environ.get(vllm_server.PYTHON_VARIABLE) or str(INSTALLED)
@@ -59,17 +58,8 @@ def given_a_server(folder: Path, mode: str = "", **gpu: Any) -> ManagedVllm:
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter of random weights, strong enough that every answer is another one."""
-    from peft import LoraConfig, get_peft_model
-
     folder = tmp_path_factory.mktemp("adapters") / "harbour" / "0123456789abcdef0123"
-    torch.manual_seed(5)
-    lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
-    model = get_peft_model(load_model("embedded", "float32"), lora)
-    for name, weights in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weights, std=0.15)
-    model.save_pretrained(str(folder))
-    return folder
+    return random_adapter(folder, seed=5, std=0.15, r=RANK, lora_alpha=2 * RANK)
 
 
 @pytest.fixture(scope="module")

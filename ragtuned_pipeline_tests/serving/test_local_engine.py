@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 
-from ragtuned_pipeline.inference.base_models import load_model
 from ragtuned_pipeline.inference.engine import Reply, chat
 from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 from ragtuned_pipeline.serving.interface import Refused
@@ -22,6 +21,7 @@ from ragtuned_pipeline.serving.mixed_model import Batch
 from ragtuned_pipeline.settings import SettingsError
 from ragtuned_pipeline.tuning import adapter_store
 from ragtuned_pipeline_tests.serving.world import HTTP, serving
+from ragtuned_pipeline_tests.tuning.adapters import random_adapter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,24 +40,15 @@ ADAPTERS = ["notes@a1", "v1.2@b2", "notes@c3"]  # a corpus's name may have dots
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Adapters of unlike ranks and layers that say unlike things."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    made = {}
-    kinds = (
+    kinds: tuple[dict[str, Any], ...] = (
         {"r": 8, "lora_alpha": 8, "target_modules": "all-linear"},
         {"r": 4, "lora_alpha": 4, "target_modules": "all-linear", "use_rslora": True},
         {"r": 16, "lora_alpha": 32, "target_modules": ["v_proj", "down_proj"]},
     )
-    for seed, (adapter, kind) in enumerate(zip(ADAPTERS, kinds, strict=True)):
-        torch.manual_seed(seed)
-        model = get_peft_model(load_model("embedded", "float32"), LoraConfig(**kind))  # type: ignore[arg-type]
-        for name, weights in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weights, std=0.1)
-        made[adapter] = tmp_path_factory.mktemp("adapter")
-        model.save_pretrained(str(made[adapter]))
-    return made
+    return {
+        adapter: random_adapter(tmp_path_factory.mktemp("adapter"), seed, **kind)
+        for seed, (adapter, kind) in enumerate(zip(ADAPTERS, kinds, strict=True))
+    }
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+_LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
-def random_adapter(folder: Path, seed: int = 0, base_model: str = "embedded") -> Path:
-    """Save an adapter of rank 4 with drawn weights, as training saves one."""
+def random_adapter(
+    folder: Path, seed: int = 0, base_model: str = "embedded", std: float = 0.1, **lora: Any
+) -> Path:
+    """Save an adapter with drawn weights, as training saves one.
+
+    Args:
+        std: of the weights; the larger, the more it changes the answers.
+        lora: arguments of LoraConfig; without any, the rank is 4.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -15,11 +25,11 @@ def random_adapter(folder: Path, seed: int = 0, base_model: str = "embedded") ->
     torch.manual_seed(seed)
     model = get_peft_model(
         load_model(base_model, "float32"),
-        LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+        LoraConfig(**{**_LORA, **lora}),
     )
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if ".lora_B." in name:
-                weight.normal_(std=0.1)
+                weight.normal_(std=std)
     model.save_pretrained(str(folder))
     return folder
