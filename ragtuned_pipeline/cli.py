@@ -636,7 +636,7 @@ _LINES: dict[str, Callable[[Home, str, str], list[str]]] = {
 
 
 def _write_lines(lines: list[str], form: str, output: Path | None) -> None:
-    from ragtuned_pipeline.orchestration.home import write_text
+    from ragtuned_pipeline.files import write_text
 
     if output is None:
         print(*lines, sep="", end="")

@@ -22,7 +22,7 @@ LEFT = {
     "evaluation": {"corpus", "graph", "synthesis", "tuning", "inference"},
     "serving": {"tuning", "inference"},
 }
-SHARED = {"ids", "item_store", "settings", "tables", "samples"}
+SHARED = {"files", "ids", "item_store", "settings", "tables", "samples"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "matplotlib", "pandas", "scipy"}
 
 

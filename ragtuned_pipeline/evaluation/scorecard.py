@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 
 from ragtuned_pipeline.evaluation.metrics import MEASURES, interval, score_answers
 from ragtuned_pipeline.evaluation.questions.queries import QUESTION_SETS
+from ragtuned_pipeline.files import write_text
 from ragtuned_pipeline.settings import TeacherSettings
 from ragtuned_pipeline.tables import table
 
@@ -355,15 +355,4 @@ def write_scorecard(scorecard: Mapping[str, Any], path: Path) -> None:
         ValueError: a number is not finite.
     """
     text = json.dumps(scorecard, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(text + "\n", path)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write `text` to `path` at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, text + "\n")

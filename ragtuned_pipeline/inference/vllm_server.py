@@ -22,6 +22,7 @@ from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
+from ragtuned_pipeline.files import write_text
 from ragtuned_pipeline.inference.backend import RawReply, Request, RequestFailed
 from ragtuned_pipeline.inference.base_models import identity, resolve, settled_template
 from ragtuned_pipeline.inference.calls import TeacherStopped
@@ -436,11 +437,9 @@ def _template_arguments(model: str, folder: Path, others: Sequence[str]) -> list
     template = settled_template(model)
     if template is None:
         return []
-    text = template.encode()
-    file = folder / f"chat-template-{blake2b(text, digest_size=8).hexdigest()}.jinja"
-    new = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    new.write_bytes(text)
-    new.replace(file)
+    name = blake2b(template.encode(), digest_size=8).hexdigest()
+    file = folder / f"chat-template-{name}.jinja"
+    write_text(file, template)
     return ["--chat-template", str(file)]
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ragtuned_pipeline.evaluation.systems import SYSTEMS, SkippedSystem, answer_all
 from ragtuned_pipeline.evaluation.systems.interface import Answerer, Setup
+from ragtuned_pipeline.files import write_text
 from ragtuned_pipeline.inference.gpu_turn import GpuTurn
 from ragtuned_pipeline.item_store import open_items
-from ragtuned_pipeline.orchestration.home import write_text
 from ragtuned_pipeline.orchestration.io import TableStore
 from ragtuned_pipeline.orchestration.steps import base_model_key, code_behind, code_version
 from ragtuned_pipeline.settings import SettingsError

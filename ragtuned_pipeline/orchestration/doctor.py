@@ -24,6 +24,7 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ragtuned_pipeline.files import TEMPORARY, temporary_name
 from ragtuned_pipeline.inference.calls import TeacherStopped
 from ragtuned_pipeline.orchestration import promotion_history as past
 from ragtuned_pipeline.orchestration.dagster_records import (
@@ -52,7 +53,6 @@ _LEAST_FREE = 1 << 30  # bytes; the checkpoints of one training of a 7B model fi
 _CLOCKS_DIFFER = 60.0  # seconds, between machines that share a home
 _BUSY_SECONDS = 5.0
 _ADAPTER = re.compile(r"[0-9a-f]{20}")
-_TEMPORARY = re.compile(r"\..*\.(\d+)\.tmp")  # written by that process, then put in place
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _defects(home: Home) -> Iterator[_Defect]:
 
 def _unwritable(folder: Path) -> str:
     """Return why a folder cannot be written, or the empty string."""
-    probe = folder / f".doctor.{os.getpid()}.tmp"
+    probe = folder / temporary_name("doctor")
     try:
         probe.write_bytes(b"x")
         probe.unlink()
@@ -185,7 +185,7 @@ def _changed_at(file: Path) -> float:
 def _temporaries(files: Iterator[Path]) -> Iterator[_Defect]:
     """Half-written files of processes that are gone."""
     for file in sorted(files):
-        named = _TEMPORARY.fullmatch(file.name)
+        named = TEMPORARY.fullmatch(file.name)
         if named and not _lives(int(named[1])):
             yield _Defect(f"{file} was never finished", "deleted", partial(remove, file))
 

@@ -7,7 +7,6 @@ reads. Folders and files appear whole or not at all.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from typing import Any
 from ragtuned_pipeline.evaluation.questions.queries import QUESTION_SETS
 from ragtuned_pipeline.evaluation.reporting.findings import SET_LABELS
 from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET
+from ragtuned_pipeline.files import temporary_name
 from ragtuned_pipeline.graph.export import GRAPHRAG_TABLES, write_graphrag
 from ragtuned_pipeline.inference.engine import system_message
 from ragtuned_pipeline.orchestration import promotion_history as past
@@ -224,7 +224,7 @@ def new_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _in_place_of(target: Path) -> Iterator[Path]:
-    place, building = target.resolve(), _temporary(target)
+    place, building = target.resolve(), _beside(target)
     with _writing(target):
         place.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -242,7 +242,7 @@ def _in_place_of(target: Path) -> Iterator[Path]:
 @contextmanager
 def _scratch_folder(target: Path) -> Iterator[Path]:
     """Yield a folder beside `target` for what it is made of."""
-    folder = _temporary(target, ".merged")
+    folder = _beside(target, ".merged")
     _make(folder, target)
     try:
         yield folder
@@ -250,10 +250,9 @@ def _scratch_folder(target: Path) -> Iterator[Path]:
         remove(folder)
 
 
-def _temporary(target: Path, of: str = "") -> Path:
-    """Return a name beside `target` that `ragtuned doctor` knows as half-made."""
+def _beside(target: Path, of: str = "") -> Path:
     place = target.resolve()
-    return place.with_name(f".{place.name}{of}.{os.getpid()}.tmp")
+    return place.with_name(temporary_name(f"{place.name}{of}"))
 
 
 def _make(folder: Path, target: Path) -> None:

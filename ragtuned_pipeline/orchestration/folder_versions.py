@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from ragtuned_pipeline.orchestration.home import write_text
+from ragtuned_pipeline.files import write_text
 from ragtuned_pipeline.orchestration.partitions import VERSION_TAG
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ragtuned_pipeline.corpus.readers import CorpusError, read_folder
+from ragtuned_pipeline.files import write_text
 from ragtuned_pipeline.orchestration import promotion_history as past
 from ragtuned_pipeline.orchestration.answering import prepared_system
 from ragtuned_pipeline.orchestration.dagster_records import (
@@ -35,7 +36,7 @@ from ragtuned_pipeline.orchestration.dagster_records import (
     forget_records,
     runs_without_process,
 )
-from ragtuned_pipeline.orchestration.home import Home, remove, write_text
+from ragtuned_pipeline.orchestration.home import Home, remove
 from ragtuned_pipeline.orchestration.io import TableStore
 from ragtuned_pipeline.orchestration.locks import RunFailed, alone
 from ragtuned_pipeline.orchestration.orphans import stop_orphan_trainers

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ragtuned_pipeline.files import write_text
 from ragtuned_pipeline.settings import (
     Settings,
     SettingsError,
@@ -151,15 +151,6 @@ class Home:
         if not isinstance(record, dict):
             raise SettingsError(f"{file}: expected an object with 'gold' and 'settings'")
         return record
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The process's number comes last: what it leaves when it is killed can be told from it.
-    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def remove(place: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
+from ragtuned_pipeline.files import temporary_name
 from ragtuned_pipeline.settings import check_corpus_name
 from ragtuned_pipeline.tables import content_hash
 
@@ -76,7 +76,7 @@ class TableStore:
 def write_parquet(data: pa.Table, path: UPath) -> None:
     """Write to a temporary name beside `path`, then put it in place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         with temporary.open("wb") as handle:
             # Without Arrow's own schema: it records the names of list children, which differ

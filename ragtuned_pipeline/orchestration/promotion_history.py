@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from ragtuned_pipeline.orchestration.home import Home, write_text
+from ragtuned_pipeline.files import write_text
+from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.tuning import adapter_store
 
 What = Literal["promoted", "refused", "promoted by hand", "rolled back"]

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import pyarrow.compute as pc
 
+from ragtuned_pipeline.files import write_text
 from ragtuned_pipeline.orchestration import promotion_history as past
 from ragtuned_pipeline.orchestration.gate import SETS, Numbers, Question, Verdict, gate, numbers_of
-from ragtuned_pipeline.orchestration.home import Home, write_text
+from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import TableStore
 from ragtuned_pipeline.orchestration.partitions import VERSION_TAG
 from ragtuned_pipeline.orchestration.promotion_history import (

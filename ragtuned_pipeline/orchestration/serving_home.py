@@ -10,8 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ragtuned_pipeline.files import write_text
 from ragtuned_pipeline.inference.gpu_turn import GpuTurn
-from ragtuned_pipeline.orchestration.home import Home, write_text
+from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.locks import is_held, taken
 from ragtuned_pipeline.serving.interface import Engine
 from ragtuned_pipeline.serving.promoted import PromotedAdapters

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
-from ragtuned_pipeline.orchestration.home import Home, write_text
+from ragtuned_pipeline.files import write_text
+from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import fingerprint, write_parquet
 from ragtuned_pipeline.orchestration.steps import (
     UserError,

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
+from ragtuned_pipeline.files import temporary_name
 from ragtuned_pipeline.inference.base_models import identity
 from ragtuned_pipeline.settings import EMBEDDED_MODEL
 
@@ -54,7 +54,7 @@ def store(adapter: Path, adapters: Path, corpus: str, base_model: str) -> str:
     target = adapters / corpus / content
     if target.is_dir():
         return content
-    building = target.with_name(f".{content}.{os.getpid()}.tmp")
+    building = target.with_name(temporary_name(content))
     building.mkdir(parents=True)
     try:
         shutil.copyfile(adapter / _WEIGHTS, building / _WEIGHTS)
@@ -125,7 +125,7 @@ def delete(adapters: Path, corpus: str, content: str) -> None:
     if content == promoted(adapters, corpus):
         raise AdapterError(f"adapter {content} of corpus {corpus} answers; it is not deleted")
     folder = adapters / corpus / content
-    leaving = folder.with_name(f".{content}.{os.getpid()}.tmp")
+    leaving = folder.with_name(temporary_name(content))
     folder.rename(leaving)
     for file in folder.parent.glob(f"{content}.*"):
         file.unlink()
@@ -141,7 +141,7 @@ def promote(adapters: Path, corpus: str, content: str) -> None:
     folder = adapters / corpus
     if not (folder / content / _BASE).is_file():
         raise AdapterError(f"corpus {corpus} has no adapter {content} in {adapters}")
-    link = folder / f".{_CURRENT}.{os.getpid()}.tmp"
+    link = folder / temporary_name(_CURRENT)
     link.unlink(missing_ok=True)
     link.symlink_to(content)  # relative: the home may move
     link.replace(folder / _CURRENT)
@@ -159,7 +159,7 @@ def restore_link(adapters: Path, corpus: str) -> None:
     Where that one is not stored, the copy is stored; one that is not whole is deleted.
     """
     folder = adapters / corpus
-    copy = folder / f".{_CURRENT}.copy.{os.getpid()}.tmp"
+    copy = folder / temporary_name(f"{_CURRENT}.copy")
     (folder / _CURRENT).rename(copy)
     if all((copy / name).is_file() for name in (_WEIGHTS, _CONFIG, _BASE)):
         content = content_of(copy)

@@ -22,11 +22,12 @@ import torch
 from dagster._core.events import DagsterEvent
 from safetensors.torch import save_file
 
+from ragtuned_pipeline.files import write_text
 from ragtuned_pipeline.item_store import open_items
 from ragtuned_pipeline.orchestration import dagster_records, doctor, orphans
 from ragtuned_pipeline.orchestration import promotion_history as past
 from ragtuned_pipeline.orchestration.doctor import Finding, examine
-from ragtuned_pipeline.orchestration.home import Home, write_text
+from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import TableStore
 from ragtuned_pipeline.orchestration.locks import COMMAND_LINE, alone
 from ragtuned_pipeline.orchestration.runs import prepare_environment

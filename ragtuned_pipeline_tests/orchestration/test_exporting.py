@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from ragtuned_pipeline.cli import app
 from ragtuned_pipeline.evaluation.scorecard import score, write_scorecard
-from ragtuned_pipeline.orchestration import doctor
+from ragtuned_pipeline.files import TEMPORARY
 from ragtuned_pipeline.orchestration.answering import prepared_system
 from ragtuned_pipeline.orchestration.exporting import new_folder
 from ragtuned_pipeline.orchestration.forgetting import Forgetting
@@ -363,7 +363,7 @@ def test_what_a_killed_conversion_would_leave_is_what_doctor_looks_for(
     said = world.export("gguf", "--converter", str(program), "--output", str(target)).stderr
     left = json.loads(said.splitlines()[-1].partition("status 1: ")[2])
     assert len(left) == 2, "the merged model, and the file"
-    assert all(doctor._TEMPORARY.fullmatch(each) for each in left)
+    assert all(TEMPORARY.fullmatch(each) for each in left)
     assert f"merging adapter {world.new} into embedded (0.0 GiB, float32)\n" in said
     assert f"converting it with {program}\n" in said
 

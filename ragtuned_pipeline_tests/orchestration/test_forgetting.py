@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from ragtuned_pipeline.cli import app
 from ragtuned_pipeline.corpus.readers import read_folder
 from ragtuned_pipeline.corpus.sentences import split_sentences
+from ragtuned_pipeline.files import write_text
 from ragtuned_pipeline.inference.base_models import identity
 from ragtuned_pipeline.inference.completions import CompletionStore, Scope, Stored, Usage
 from ragtuned_pipeline.item_store import open_items
@@ -34,7 +35,7 @@ from ragtuned_pipeline.orchestration.forgetting import (
     plan_forgetting,
     unfinished_forgetting,
 )
-from ragtuned_pipeline.orchestration.home import Home, write_text
+from ragtuned_pipeline.orchestration.home import Home
 from ragtuned_pipeline.orchestration.io import TableStore
 from ragtuned_pipeline.orchestration.locks import RunFailed, alone
 from ragtuned_pipeline.orchestration.runs import prepare_environment

@@ -13,7 +13,8 @@ from ragtuned_pipeline.evaluation.questions.queries import QUESTION_SETS
 from ragtuned_pipeline.evaluation.reporting import findings, trust, wins
 from ragtuned_pipeline.evaluation.reporting.page import render_page
 from ragtuned_pipeline.evaluation.reporting.report_sections import MEASURE_LABELS
-from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET, write_text
+from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET
+from ragtuned_pipeline.files import write_text
 
 Scorecards = Mapping[str, Mapping[str, Any]]
 
@@ -69,7 +70,7 @@ def write_corpora_report(scorecards: Scorecards, folder: Path) -> Path:
         The page's path.
     """
     page = folder / "index.html"
-    write_text(render_corpora(scorecards), page)
+    write_text(page, render_corpora(scorecards))
     return page
 
 

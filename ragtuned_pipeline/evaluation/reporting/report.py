@@ -18,7 +18,8 @@ from ragtuned_pipeline.evaluation.reporting.case_sources import CaseSources
 from ragtuned_pipeline.evaluation.reporting.cases import choose_cases, is_right
 from ragtuned_pipeline.evaluation.reporting.page import picture_address, render_page, sentence_case
 from ragtuned_pipeline.evaluation.reporting.report_sections import LossCurve
-from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET, score_each, write_text
+from ragtuned_pipeline.evaluation.scorecard import MEASURE_OF_SET, score_each
+from ragtuned_pipeline.files import write_text
 from ragtuned_pipeline.settings import EMBEDDED_MODEL
 
 MAX_FAILURES = 200  # rows shown; all are in the failures tables
@@ -122,7 +123,7 @@ def render(inputs: ReportInputs) -> str:
 
 def write_report(inputs: ReportInputs, path: Path) -> None:
     """Render the page and write it to `path` at once."""
-    write_text(render(inputs), path)
+    write_text(path, render(inputs))
 
 
 def _sentences(card: Mapping[str, Any], remarks: Sequence[trust.Remark]) -> list[str]:
