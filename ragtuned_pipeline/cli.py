@@ -502,8 +502,6 @@ def doctor(
 def main() -> None:
     """The console entry: one sentence for an expected error, exit status 1; usage errors 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # As in the trainer (tuning/trainer.py): threads that wait let the processor go soon.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # One progress display is enough; these libraries would draw theirs across it.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

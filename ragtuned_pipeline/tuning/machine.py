@@ -73,8 +73,9 @@ def this_machine(settings: TuningSettings) -> Machine:
         return _gpus(_nvidia_smi(), os.environ.get("CUDA_VISIBLE_DEVICES"), settings)
     if settings.require_cuda:
         return Machine("GPU (none here)", True, settings.devices or 1)
+    threads = torch.get_num_threads()
     return Machine(
-        f"CPU, {torch.get_num_threads()} threads",
+        f"CPU, {threads} thread{'s' if threads > 1 else ''}",
         False,
         device_count(settings, 0),
         free_bytes=_available_memory(),

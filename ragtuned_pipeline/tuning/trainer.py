@@ -38,12 +38,6 @@ KEEP_FREED_MEMORY = {
 }
 
 
-# How long a thread of a process waits for the others before it lets the processor go, in turns of
-# its loop. By default it waits so long that beside another busy process a training takes ten times
-# as long, for 10 % when it is alone (docs/log.md, 2026-11-27). Read when torch is loaded.
-SHORT_WAITS = ("GOMP_SPINCOUNT", "10000")
-
-
 class TrainJob(BaseModel):
     """What one trainer process is asked to do; see train()."""
 
@@ -65,7 +59,6 @@ def begin() -> None:
     """Prepare this process to be a trainer's."""
     die_with_parent()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault(*SHORT_WAITS)
 
 
 def run_job(job: TrainJob, progress: Callable[[dict[str, Any]], None]) -> TrainResult:
